@@ -1,0 +1,702 @@
+"""Vid-LLM: from a video of a room to text, 3D boxes and a metric reconstruction.
+
+`VidLLMModel.forward` reads top to bottom like the paper's Fig. 2.
+
+Shapes: B videos, Q prompts, S frames, H W pixels, h w patch grid, P = h * w patches, C encoder width, N scene-token slots,
+D language-model width, L text tokens, G `<loc>` tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from .assembly_vidllm import assemble_reconstruction, check_given_geometry
+from .configuration_vidllm import VidLLMConfig
+from .cross_task_adapter_vidllm import VidLLMCrossTaskAdapter
+from .encoder_vidllm import VidLLMEncoder
+from .generation_vidllm import VidLLMGenerateOutput, VidLLMGenerationMixin, boxes_of_rows, fill_box_fields
+from .grounding_vidllm import VidLLMGroundingDecoder, VidLLMGroundingOutput
+from .metric_depth_vidllm import VidLLMMetricDepth
+from .prompt_vidllm import embed_prompt, mask_empty_slots, position_ids_from_mask, resolve_scene_index
+from .ragged_vidllm import group_rows_by_size, ragged_masks, scatter_rows
+from .reconstruction_vidllm import VidLLMRawReconstruction, VidLLMReconstructor
+from .scene_tokens_vidllm import VidLLMPointEmbedding, VidLLMSceneTokens, normalise_relative_points
+from .scene_vidllm import VidLLMReconstruction, VidLLMScene
+
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_vidllm.VidLLMConfig",
+    "AutoModel": "modeling_vidllm.VidLLMForConditionalGeneration",
+    "AutoModelForImageTextToText": "modeling_vidllm.VidLLMForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_vidllm.VidLLMForConditionalGeneration",
+    "AutoModelForCausalLM": "modeling_vidllm.VidLLMForConditionalGeneration",
+}
+# Everything but the language model: what `modules_to_not_convert` / `llm_int8_skip_modules` must hold so that quantisation
+# leaves the geometry alone.
+MODULES_NOT_TO_QUANTISE = [
+    "model.encoder",
+    "model.language_encoder",
+    "model.adapter",
+    "model.reconstruction",
+    "model.metric_depth",
+    "model.scene_tokens",
+    "model.point_embedding",
+    "model.grounding",
+    "lm_head",
+]
+
+
+@dataclass
+class VidLLMModelOutput(ModelOutput):
+    """Outputs of [`VidLLMModel`]: what the losses and the public methods need, in one forward.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(prompts, tokens, size)`, *optional*): Language model, after its final norm.
+        past_key_values (`Cache`, *optional*): Language model's cache.
+        hidden_states (`tuple(torch.Tensor)`, *optional*): Language model's layers, each `(prompts, tokens, size)`.
+        attentions (`tuple(torch.Tensor)`, *optional*): Language model's attention weights.
+        attention_mask (`torch.Tensor` of shape `(prompts, tokens)`, int64, *optional*): The caller's mask with empty slots masked;
+            extend this one when decoding by hand.
+        scene (`VidLLMScene`, *optional*): The scene that was encoded or given.
+        raw_reconstruction (`VidLLMRawReconstruction`, *optional*): Raw, relative, with gradient: for losses.
+        metric_depth_m (`torch.Tensor` of shape `(batch, frames, height, width)`, *optional*): Metric head's own depth, metres.
+        grounding (`VidLLMGroundingOutput`, *optional*): One row per `<loc>` token.
+        loc_index (`torch.Tensor` of shape `(G, 2)`, int64, *optional*): Prompt and position of each `<loc>` token.
+        scene_index (`torch.Tensor` of shape `(prompts,)`, int64, *optional*): Row of the scene of each prompt, -1 = text only.
+
+    Source:
+        Ours: DDP and FSDP want a single forward.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+    attention_mask: torch.Tensor | None = None
+    scene: VidLLMScene | None = None
+    raw_reconstruction: VidLLMRawReconstruction | None = None
+    metric_depth_m: torch.Tensor | None = None
+    grounding: VidLLMGroundingOutput | None = None
+    loc_index: torch.Tensor | None = None
+    scene_index: torch.Tensor | None = None
+
+
+@dataclass
+class VidLLMOutput(VidLLMModelOutput):
+    """Outputs of [`VidLLMForConditionalGeneration`]: those of the model, plus loss and logits.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*): Next-token loss where `labels` are given.
+        logits (`torch.Tensor` of shape `(prompts, kept tokens, vocabulary)`, *optional*): Next-token scores.
+
+    Source:
+        Ours: names as in transformers' composite models.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class VidLLMPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initial values, shared by the model and its head.
+
+    Source:
+        Upstream: huggingface/transformers `PreTrainedModel`.
+    """
+
+    config_class = VidLLMConfig
+    config: VidLLMConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("video", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = False
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules = [
+        "VidLLMReconstructionBlock",
+        "VidLLMCameraBlock",
+        "VidLLMSpecialTokens",
+        "VidLLMBridgeTokens",
+    ]
+    # geometry heads, learned tokens and bins: bfloat16 costs centimetres
+    _keep_in_fp32_modules_strict = [
+        "camera_head",
+        "depth_head",
+        "room_head",
+        "special_tokens",
+        "metric_depth",
+        "box_head",
+    ]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if hasattr(module, "init_weights") and not isinstance(module, PreTrainedModel):
+            module.init_weights()
+
+
+class VidLLMModel(VidLLMPreTrainedModel):
+    """Encoder, adapter, reconstruction, metric depth, scene tokens, language model, grounding decoder; no `lm_head`.
+
+    Args:
+        config (`VidLLMConfig`): Shapes and switches.
+
+    Source:
+        Paper: section 3, Fig. 2.
+    """
+
+    def __init__(self, config: VidLLMConfig):
+        super().__init__(config)
+        self.encoder = VidLLMEncoder(config)
+        self.language_encoder = None if config.shared_encoder else VidLLMEncoder(config)
+        self.adapter = VidLLMCrossTaskAdapter(config)
+        self.reconstruction = VidLLMReconstructor(config)
+        self.metric_depth = VidLLMMetricDepth(config) if config.use_metric_depth else None
+        self.scene_tokens = VidLLMSceneTokens(config)
+        self.point_embedding = VidLLMPointEmbedding(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.grounding = VidLLMGroundingDecoder(config) if config.box_output == "decoder" else None
+        self.post_init()
+
+    # ------------------------------------------------------------------ video -> scene
+
+    def _encode_group(
+        self,
+        pixel_values: torch.Tensor,
+        geometry: dict | None,
+        scale_frames: torch.Tensor | None,
+        metric: bool | None,
+        with_tokens: bool,
+    ) -> tuple:
+        """One group of equally sized videos `(B, S, 3, H, W)` -> scene, raw reconstruction, metric depth."""
+        batch, num_frames, _, height, width = pixel_values.shape
+        grid_hw = self.encoder.grid_hw(height, width)
+        frames = pixel_values.flatten(0, 1)  # (B, S, 3, H, W) -> (B * S, 3, H, W)
+
+        def per_video(tokens: torch.Tensor) -> torch.Tensor:
+            return tokens.unflatten(0, (batch, num_frames))  # (B * S, P, C) -> (B, S, P, C)
+
+        encoded = self.encoder(frames, return_layers=self.metric_depth is not None)
+        base = per_video(encoded.patch_tokens)
+        if self.language_encoder is None:
+            language_base = base
+        else:
+            language_base = per_video(self.language_encoder(frames, return_layers=False).patch_tokens)
+
+        geom_tokens, lang_tokens = self.adapter(base, language_base)
+        raw = self.reconstruction(geom_tokens, grid_hw, (height, width))
+        metric_depth_m = None
+        if self.metric_depth is not None:
+            layers = tuple(per_video(layer) for layer in encoded.layer_tokens)
+            metric_depth_m = self.metric_depth(layers, grid_hw, (height, width))
+        reconstruction = assemble_reconstruction(raw, metric_depth_m, self.config, geometry, scale_frames, metric)
+        scene = VidLLMScene(reconstruction=reconstruction)
+        if with_tokens:
+            scene = self._tokens_of(lang_tokens, reconstruction, grid_hw)
+        return scene, raw, metric_depth_m
+
+    def _tokens_of(self, lang_tokens: torch.Tensor, recon: VidLLMReconstruction, grid_hw: tuple) -> VidLLMScene:
+        """Language stream `(B, S, P, C)` at its 3D places -> scene; no gradient into the geometry (paper 3.4)."""
+        with torch.no_grad(), torch.autocast(device_type=lang_tokens.device.type, enabled=False):
+            valid_mask = (recon.depth > 0) & torch.isfinite(recon.points_world).all(dim=-1)
+            rotation = recon.room_from_world[:, None, None]  # (B, 3, 3) -> (B, 1, 1, 3, 3)
+            points_room = recon.points_world @ rotation.transpose(-1, -2)
+            relative = normalise_relative_points(points_room, valid_mask)
+            is_metric = recon.metric_mask[:, None, None, None, None]
+            # the factor is read off the points, so that boxes and prompts use the very same one
+            position_scale = _applied_factor(relative, points_room, valid_mask)
+            position_scale = torch.where(recon.metric_mask, torch.ones_like(position_scale), position_scale)
+            points_room = torch.where(is_metric, points_room, relative)
+        pooled = self.scene_tokens(lang_tokens, points_room, recon.depth_confidence, valid_mask, grid_hw)
+        return VidLLMScene(
+            tokens=pooled.tokens,
+            positions=pooled.positions_room,
+            mask=pooled.mask,
+            position_scale=position_scale,
+            reconstruction=recon,
+        )
+
+    def _encode(
+        self,
+        pixel_values_videos: torch.Tensor,
+        video_size_shw: torch.Tensor | None,
+        geometry: dict | None,
+        scale_frames: torch.Tensor | None,
+        metric: bool | None,
+        with_tokens: bool = True,
+    ) -> tuple:
+        """`(B, S, 3, H, W)` padded for transport -> scene, raw reconstruction, metric depth; each size runs unpadded."""
+        if pixel_values_videos.ndim != 5 or pixel_values_videos.shape[2] != 3:
+            raise ValueError(
+                "pixel_values_videos: wanted shape (videos, frames, 3, height, width); "
+                f"got {tuple(pixel_values_videos.shape)}"
+            )
+        batch, num_frames, _, height, width = pixel_values_videos.shape
+        full_size = torch.tensor([num_frames, height, width])
+        if video_size_shw is None:
+            video_size_shw = full_size.repeat(batch, 1)
+        sizes = video_size_shw.cpu()
+        if tuple(sizes.shape) != (batch, 3) or (sizes < 1).any() or (sizes > full_size).any():
+            raise ValueError(
+                f"video_size_shw: wanted ({batch}, 3) with sizes in 1..{full_size.tolist()}; got {sizes.tolist()}"
+            )
+        if geometry:
+            geometry = check_given_geometry(geometry, sizes)
+            if sizes.max(dim=0).values.tolist() != full_size.tolist():
+                raise ValueError("pixel_values_videos: wanted padding only up to the largest video")
+        dtype = self.dtype
+        results = []
+        for size, rows in group_rows_by_size(sizes):
+            frames, rows_px, columns_px = size
+            index = torch.tensor(rows, device=pixel_values_videos.device)
+            group = pixel_values_videos
+            if len(rows) != batch or list(size) != full_size.tolist():
+                group = group.index_select(0, index)[:, :frames, :, :rows_px, :columns_px]
+            group_geometry = None
+            if geometry:
+                group_geometry = {}
+                for name, value in geometry.items():
+                    value = value[torch.tensor(rows, device=value.device)]
+                    if name in ("cam_from_world", "intrinsics_px", "depth_m"):
+                        value = value[:, :frames]
+                    if name == "depth_m":
+                        value = value[..., :rows_px, :columns_px]
+                    group_geometry[name] = value
+            group_scale_frames = (
+                None if scale_frames is None else scale_frames.index_select(0, index.to(scale_frames.device))
+            )
+            results.append(
+                (rows, *self._encode_group(group.to(dtype), group_geometry, group_scale_frames, metric, with_tokens))
+            )
+        if len(results) == 1:
+            _, scene, raw, metric_depth_m = results[0]
+            return scene, raw, metric_depth_m
+        scene = scatter_rows([(rows, scene) for rows, scene, _, _ in results], batch)
+        raw = scatter_rows([(rows, raw) for rows, _, raw, _ in results], batch)
+        metric_depth_m = scatter_rows([(rows, depth) for rows, _, _, depth in results], batch)
+        frame_mask, pixel_mask = ragged_masks(sizes.to(pixel_values_videos.device))
+        recon = scene.reconstruction
+        eye = torch.eye(4, device=recon.cam_from_world.device)
+        # a padded frame has no camera: the identity keeps the matrix invertible
+        recon.cam_from_world = torch.where(frame_mask[..., None, None], recon.cam_from_world, eye)
+        recon.intrinsics_px = torch.where(frame_mask[..., None, None], recon.intrinsics_px, eye[:3, :3])
+        scene.reconstruction.frame_mask = frame_mask
+        scene.reconstruction.pixel_mask = pixel_mask
+        return scene, raw, metric_depth_m
+
+    # ------------------------------------------------------------------ <loc> -> boxes
+
+    def _ground(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        scene: VidLLMScene,
+        scene_index: torch.Tensor,
+        proposal_boxes: torch.Tensor | None,
+        proposal_mask: torch.Tensor | None,
+    ) -> tuple:
+        """Hidden states `(Q, L, D)` at `<loc>` tokens -> grounding output and their `(G, 2)` places."""
+        where = (input_ids == self.config.loc_token_id) & (scene_index >= 0)[:, None]
+        loc_index = where.nonzero()
+        grounding = self.grounding(
+            hidden_states[where],
+            scene_index[loc_index[:, 0]],
+            scene.tokens.to(hidden_states.device),
+            scene.positions.to(hidden_states.device),
+            scene.mask.to(hidden_states.device),
+            proposal_boxes,
+            proposal_mask,
+        )
+        return grounding, loc_index
+
+    # ------------------------------------------------------------------ the flow
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        video_size_shw: torch.LongTensor | None = None,
+        scene: VidLLMScene | None = None,
+        scene_index: torch.LongTensor | None = None,
+        coord_points_world: torch.FloatTensor | None = None,
+        coord_mask: torch.BoolTensor | None = None,
+        geometry: dict | None = None,
+        scale_frames: torch.LongTensor | None = None,
+        metric: bool | None = None,
+        proposal_boxes: torch.FloatTensor | None = None,
+        proposal_mask: torch.BoolTensor | None = None,
+        use_cache: bool | None = None,
+        output_scene_tokens: bool = True,
+        output_grounding: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> VidLLMModelOutput:
+        """From pixels and prompts to hidden states, geometry and boxes.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(Q, L)`, *optional*): Prompts with N video placeholders each. None: only the video is encoded.
+            attention_mask (`torch.Tensor` of shape `(Q, L)` or `(Q, past + L)`, *optional*): 1 = real token.
+            position_ids (`torch.LongTensor` of shape `(Q, L)`, *optional*): By default counted over the mask with empty slots left out.
+            past_key_values (`Cache`, *optional*): Language model's cache.
+            inputs_embeds (`torch.FloatTensor` of shape `(Q, L, D)`, *optional*): Ready embeddings in place of `input_ids`.
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, S, 3, H, W)`, *optional*): Normalised by the processor.
+            video_size_shw (`torch.LongTensor` of shape `(B, 3)`, *optional*): Frames, height, width of each video without padding.
+            scene (`VidLLMScene`, *optional*): Encoded before; instead of pixels.
+            scene_index (`torch.LongTensor` of shape `(Q,)`, *optional*): Video of each prompt, -1 = text only.
+            coord_points_world (`torch.FloatTensor` of shape `(Q, M, 3)`, *optional*): Points of the `<coord>` tokens, world frame, in the
+                reconstruction's unit.
+            coord_mask (`torch.BoolTensor` of shape `(Q, M)`, *optional*): Real points.
+            geometry (`dict`, *optional*): Given poses, intrinsics, depth, see `check_given_geometry`.
+            scale_frames (`torch.LongTensor` of shape `(B, K)`, *optional*): Frames that vote for the scale, -1 = unused.
+            metric (`bool`, *optional*): See `assemble_reconstruction`.
+            proposal_boxes (`torch.FloatTensor` of shape `(B, M, 6)`, *optional*): Candidate boxes, room frame, position units; the decoder chooses among them.
+            proposal_mask (`torch.BoolTensor` of shape `(B, M)`, *optional*): Real proposals.
+            use_cache (`bool`, *optional*): Return the language model's cache.
+            output_scene_tokens (`bool`): False stops after the reconstruction.
+            output_grounding (`bool`): False skips the grounding decoder.
+            kwargs: Passed to the language model (`output_hidden_states`, `output_attentions`, ...).
+
+        Returns:
+            [`VidLLMModelOutput`].
+
+        Raises:
+            ValueError: Inputs contradict each other; the message names what, wanted and got.
+
+        Source:
+            Paper: Fig. 2.
+        """
+        if pixel_values_videos is not None and scene is not None:
+            raise ValueError("wanted pixel_values_videos or scene; got both")
+        if input_ids is not None and inputs_embeds is not None:
+            raise ValueError("wanted input_ids or inputs_embeds; got both")
+        raw = metric_depth_m = None
+        if pixel_values_videos is not None:
+            scene, raw, metric_depth_m = self._encode(
+                pixel_values_videos, video_size_shw, geometry, scale_frames, metric, output_scene_tokens
+            )
+        elif geometry is not None:
+            raise ValueError("geometry: wanted together with pixel_values_videos; got it without")
+        output = VidLLMModelOutput(scene=scene, raw_reconstruction=raw, metric_depth_m=metric_depth_m)
+        if input_ids is None and inputs_embeds is None:
+            if scene is None:
+                raise ValueError("forward: wanted input_ids, inputs_embeds or pixel_values_videos; got none of them")
+            return output
+
+        if input_ids is not None:
+            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            if scene is not None:
+                scene_index = resolve_scene_index(input_ids.shape[0], scene, scene_index, input_ids.device)
+                if (
+                    past_length == 0
+                    and ((input_ids == self.config.video_token_id).sum(1)[scene_index >= 0] == 0).any()
+                ):
+                    raise ValueError(
+                        f"input_ids: wanted {scene.mask.shape[1]} video placeholders (token {self.config.video_token_id}) in each prompt with "
+                        "a scene; got a prompt without"
+                    )
+                if attention_mask is None or attention_mask.ndim == 2:
+                    attention_mask = mask_empty_slots(
+                        input_ids, attention_mask, scene, scene_index, self.config.video_token_id
+                    )
+            elif past_length == 0 and (input_ids == self.config.video_token_id).any():
+                raise ValueError(
+                    f"input_ids: prompts hold video placeholders (token {self.config.video_token_id}); wanted pixel_values_videos or scene; got neither"
+                )
+            inputs_embeds = embed_prompt(
+                input_ids,
+                self.get_input_embeddings(),
+                self.point_embedding,
+                scene,
+                scene_index,
+                coord_points_world,
+                coord_mask,
+                self.config.video_token_id,
+                self.config.coord_token_id,
+            )
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = position_ids_from_mask(attention_mask)[:, -inputs_embeds.shape[1] :]
+
+        decoded = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        output.last_hidden_state = decoded.last_hidden_state
+        output.past_key_values = decoded.past_key_values
+        output.hidden_states = decoded.hidden_states
+        output.attentions = decoded.attentions
+        output.attention_mask = attention_mask
+        output.scene_index = scene_index
+        if self.grounding is not None and output_grounding and scene is not None and input_ids is not None:
+            output.grounding, output.loc_index = self._ground(
+                decoded.last_hidden_state, input_ids, scene, scene_index, proposal_boxes, proposal_mask
+            )
+        return output
+
+
+def _applied_factor(scaled: torch.Tensor, original: torch.Tensor, valid_mask: torch.Tensor) -> torch.Tensor:
+    """Factor between two point sets `(B, S, H, W, 3)` that differ by a scale -> `(B,)`; 1 without a valid point."""
+    weight = valid_mask[..., None].float()
+    sum_scaled = (torch.where(valid_mask[..., None], scaled, 0).abs() * weight).flatten(1).double().sum(1)
+    sum_original = (torch.where(valid_mask[..., None], original, 0).abs() * weight).flatten(1).double().sum(1)
+    factor = torch.where(sum_original > 0, sum_scaled / sum_original.clamp_min(1e-12), torch.ones_like(sum_original))
+    return factor.float()
+
+
+class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixin):
+    """Vid-LLM with its language-model head: `generate`, `encode_scene`, `reconstruct`, training forward.
+
+    Args:
+        config (`VidLLMConfig`): Shapes and switches.
+
+    Source:
+        Paper: section 3, Fig. 2.
+    """
+
+    # saving copies the code files beside the weights
+    _auto_class = "AutoModel"
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: VidLLMConfig):
+        super().__init__(config)
+        self.model = VidLLMModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """Save as transformers does, with an `auto_map` that names every Auto class.
+
+        Args:
+            save_directory (`str`): Folder to write.
+            kwargs: As in transformers.
+
+        Source:
+            Ours: `register_for_auto_class` remembers a single Auto class.
+        """
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+
+    @torch.no_grad()
+    def encode_scene(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        video_size_shw: torch.LongTensor | None = None,
+        geometry: dict | None = None,
+    ) -> VidLLMScene:
+        """Encode videos once, to ask them often.
+
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, S, 3, H, W)`): Normalised by the processor.
+            video_size_shw (`torch.LongTensor` of shape `(B, 3)`, *optional*): Frames, height, width of each video without padding.
+            geometry (`dict`, *optional*): Given poses, intrinsics, depth (metres); see `check_given_geometry`.
+
+        Returns:
+            [`VidLLMScene`]: scene tokens and reconstruction, batch-first.
+
+        Raises:
+            ValueError: Inputs of wrong shape or a wrong given pose; the message names the frame.
+
+        Source:
+            Paper: Fig. 2, up to the language model. Ours: given geometry.
+        """
+        return self.model(
+            pixel_values_videos=pixel_values_videos, video_size_shw=video_size_shw, geometry=geometry
+        ).scene
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        video_size_shw: torch.LongTensor | None = None,
+        metric: bool | None = None,
+        geometry: dict | None = None,
+    ) -> VidLLMReconstruction:
+        """Poses, depth and points, without scene tokens and language model.
+
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, S, 3, H, W)`): Normalised by the processor.
+            video_size_shw (`torch.LongTensor` of shape `(B, 3)`, *optional*): Frames, height, width of each video without padding.
+            metric (`bool`, *optional*): True demands metres, False leaves relative units, None gives metres where the weights can.
+            geometry (`dict`, *optional*): Given poses, intrinsics, depth (metres).
+
+        Returns:
+            [`VidLLMReconstruction`].
+
+        Raises:
+            ValueError: `metric=True` for weights that were not trained for metres; wrong inputs.
+
+        Source:
+            Paper: section 3.2.
+        """
+        output = self.model(
+            pixel_values_videos=pixel_values_videos,
+            video_size_shw=video_size_shw,
+            metric=metric,
+            geometry=geometry,
+            output_scene_tokens=False,
+        )
+        return output.scene.reconstruction
+
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        video_size_shw: torch.LongTensor | None = None,
+        geometry: dict | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Projected scene tokens, under transformers' usual name.
+
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, S, 3, H, W)`): Normalised by the processor.
+            video_size_shw (`torch.LongTensor` of shape `(B, 3)`, *optional*): Frames, height, width of each video without padding.
+            geometry (`dict`, *optional*): Given poses, intrinsics, depth (metres).
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` holds the tokens `(B, N, D)`; empty slots are 0.
+
+        Source:
+            Upstream: huggingface/transformers composite models (name and type).
+        """
+        scene = self.model(
+            pixel_values_videos=pixel_values_videos, video_size_shw=video_size_shw, geometry=geometry
+        ).scene
+        return BaseModelOutputWithPooling(last_hidden_state=scene.tokens, pooler_output=scene.tokens)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        video_size_shw: torch.LongTensor | None = None,
+        scene: VidLLMScene | None = None,
+        scene_index: torch.LongTensor | None = None,
+        coord_points_world: torch.FloatTensor | None = None,
+        coord_mask: torch.BoolTensor | None = None,
+        geometry: dict | None = None,
+        scale_frames: torch.LongTensor | None = None,
+        metric: bool | None = None,
+        proposal_boxes: torch.FloatTensor | None = None,
+        proposal_mask: torch.BoolTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_scene_tokens: bool = True,
+        output_grounding: bool = True,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> VidLLMOutput:
+        """One forward for training and decoding; arguments as in [`VidLLMModel.forward`], labels, and kept logits.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(Q, L)`, *optional*): Prompts, see [`VidLLMModel.forward`] for it and what follows.
+            attention_mask (`torch.Tensor` of shape `(Q, L)`, *optional*): 1 = real token.
+            position_ids (`torch.LongTensor` of shape `(Q, L)`, *optional*): Positions.
+            past_key_values (`Cache`, *optional*): Language model's cache.
+            inputs_embeds (`torch.FloatTensor` of shape `(Q, L, D)`, *optional*): Ready embeddings.
+            pixel_values_videos (`torch.FloatTensor` of shape `(B, S, 3, H, W)`, *optional*): Videos.
+            video_size_shw (`torch.LongTensor` of shape `(B, 3)`, *optional*): Sizes without padding.
+            scene (`VidLLMScene`, *optional*): Encoded before.
+            scene_index (`torch.LongTensor` of shape `(Q,)`, *optional*): Video of each prompt, -1 = text only.
+            coord_points_world (`torch.FloatTensor` of shape `(Q, M, 3)`, *optional*): Points in prompts, world frame.
+            coord_mask (`torch.BoolTensor` of shape `(Q, M)`, *optional*): Real points.
+            geometry (`dict`, *optional*): Given poses, intrinsics, depth.
+            scale_frames (`torch.LongTensor` of shape `(B, K)`, *optional*): Frames that vote for the scale.
+            metric (`bool`, *optional*): Demand or refuse metres.
+            proposal_boxes (`torch.FloatTensor` of shape `(B, M, 6)`, *optional*): Candidate boxes, room frame.
+            proposal_mask (`torch.BoolTensor` of shape `(B, M)`, *optional*): Real proposals.
+            labels (`torch.LongTensor` of shape `(Q, L)`, *optional*): Next-token targets, -100 = ignored.
+            use_cache (`bool`, *optional*): Return the cache.
+            output_scene_tokens (`bool`): False stops after the reconstruction.
+            output_grounding (`bool`): False skips the grounding decoder.
+            logits_to_keep (`int` or `torch.Tensor`): Last positions for which logits are computed, 0 = all; or their indices.
+            kwargs: transformers' own (`output_hidden_states`, `num_items_in_batch`, ...); anything else is refused.
+
+        Returns:
+            [`VidLLMOutput`].
+
+        Raises:
+            ValueError: Inputs contradict each other, or an argument has an unknown name.
+
+        Source:
+            Paper: Fig. 2; eq. 8 for what the losses read.
+        """
+        unknown = sorted(set(kwargs) - set(TransformersKwargs.__optional_keys__) - {"cache_position", "return_dict"})
+        if unknown:
+            raise ValueError(f"forward: unknown argument {', '.join(unknown)}")
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values_videos=pixel_values_videos,
+            video_size_shw=video_size_shw,
+            scene=scene,
+            scene_index=scene_index,
+            coord_points_world=coord_points_world,
+            coord_mask=coord_mask,
+            geometry=geometry,
+            scale_frames=scale_frames,
+            metric=metric,
+            proposal_boxes=proposal_boxes,
+            proposal_mask=proposal_mask,
+            use_cache=use_cache,
+            output_scene_tokens=output_scene_tokens,
+            output_grounding=output_grounding,
+            **kwargs,
+        )
+        loss = logits = None
+        if outputs.last_hidden_state is not None:
+            # -0 keeps everything
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(outputs.last_hidden_state[:, kept])
+            if labels is not None:
+                loss = self.loss_function(
+                    logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+                )
+        return VidLLMOutput(loss=loss, logits=logits, **dict(outputs.items()))
+
+    def boxes_of(self, outputs: VidLLMOutput) -> VidLLMGenerateOutput:
+        """Boxes of a forward pass whose prompts end in `<loc>`, in the form that `post_process_grounding` takes.
+
+        Args:
+            outputs (`VidLLMOutput`): Of a forward with a scene and `output_grounding=True`.
+
+        Returns:
+            [`VidLLMGenerateOutput`]: `boxes`, `box_scores`, `box_token_index`, `no_target_scores`, `scene`.
+
+        Raises:
+            ValueError: The model has no grounding decoder, or the forward had no scene.
+
+        Source:
+            Ours: asking for a box needs no decoding when the question is known to be one for a box.
+        """
+        if outputs.grounding is None or outputs.scene is None:
+            raise ValueError("boxes_of: wanted the output of a forward with a scene and a grounding decoder; got none")
+        num_rows = outputs.attention_mask.shape[0]
+        scene_index = resolve_scene_index(num_rows, outputs.scene, outputs.scene_index, outputs.attention_mask.device)
+        found = boxes_of_rows(self.config, outputs, outputs.scene, scene_index, num_rows)
+        result = VidLLMGenerateOutput(scene=outputs.scene, scene_index=scene_index)
+        fill_box_fields(result, [found[row] for row in range(num_rows)], outputs.attention_mask.device)
+        return result
+
+
+__all__ = ["VidLLMForConditionalGeneration", "VidLLMModel", "VidLLMPreTrainedModel"]

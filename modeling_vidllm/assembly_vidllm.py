@@ -163,12 +163,16 @@ def assemble_reconstruction(
         ratio of median depths.
     """
     geometry = dict(geometry or {})
-    depth, confidence = raw.depth_relative.float(), raw.depth_confidence.float()
+    # float() hands float32 tensors through, graph and all: detach first
+    depth, confidence = raw.depth_relative.detach().float(), raw.depth_confidence.detach().float()
+    depth_relative = depth
     batch, num_frames, height, width = depth.shape
     device = depth.device
-    cam_from_world, intrinsics_px = cameras_from_pose_encoding(raw.pose_encodings[:, -1].float(), (height, width))
+    cam_from_world, intrinsics_px = cameras_from_pose_encoding(
+        raw.pose_encodings[:, -1].detach().float(), (height, width)
+    )
     cam_from_world = reexpress_to_first_frame(cam_from_world)
-    room_from_world = raw.room_from_world.float()
+    room_from_world = raw.room_from_world.detach().float()
 
     used = geometry.pop("mask", torch.ones(batch, dtype=torch.bool)).to(device)
     given = {name: value.to(device) for name, value in geometry.items()}
@@ -191,7 +195,7 @@ def assemble_reconstruction(
             depth = depth * scale[:, None, None, None]
         else:
             scale = _row_median(metric_depth_m) / _row_median(depth)
-            depth = metric_depth_m.float()
+            depth = metric_depth_m.detach().float()
         translation_scale = scale
     metric_mask = torch.full((batch,), trained_for_metres, device=device)
     if trained_for_metres and config.use_scale_alignment:
@@ -199,9 +203,7 @@ def assemble_reconstruction(
 
     # 2. what is given sets the scale of the rest: depth first, else poses with a baseline
     if has_depth.any():
-        against_given, found = align_scale(
-            raw.depth_relative.float(), given["depth_m"], confidence, scale_frames, None
-        )
+        against_given, found = align_scale(depth_relative, given["depth_m"], confidence, scale_frames, None)
         scale = torch.where(has_depth, against_given, scale)
         translation_scale = torch.where(has_depth, against_given, translation_scale)
         scale_valid_mask = torch.where(has_depth, found, scale_valid_mask)

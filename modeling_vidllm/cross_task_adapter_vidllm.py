@@ -16,21 +16,22 @@ class VidLLMBridgeTokens(nn.Module):
     """The learned start values of the bridge tokens.
 
     Args:
-        config (`VidLLMConfig`): Reads `num_bridge_tokens`, `initializer_range` and the encoder width.
+        config (`VidLLMConfig`): Reads `num_bridge_tokens` and the encoder width.
 
     Source:
-        Paper: eq. 2. Ours: a module of its own, so that `device_map` and FSDP place the bare parameter.
+        Paper: eq. 2. Ours: a module of its own, so that `device_map` and FSDP place the bare parameter; unit
+        variance, for tokens that start small are drowned by the first attention output, all alike, and then hardly
+        learn to differ.
     """
 
     def __init__(self, config: VidLLMConfig):
         super().__init__()
-        self.initializer_range = config.initializer_range
         self.tokens = nn.Parameter(torch.zeros(config.num_bridge_tokens, config.vision_config.hidden_size))
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """Draw the tokens; equal tokens would stay equal for ever."""
-        init.normal_(self.tokens, mean=0.0, std=self.initializer_range)
+        init.normal_(self.tokens, mean=0.0, std=1.0)
 
     def forward(self, batch_size: int) -> torch.Tensor:
         """Give one copy of the tokens to each video or frame.
@@ -97,7 +98,9 @@ class VidLLMAdapterAttention(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Zero the output projection of a write-back: a fresh adapter changes no patch token."""
+        """Unit-gain projections; zero output of a write-back: a fresh adapter changes no patch token."""
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
+            init.normal_(projection.weight, mean=0.0, std=projection.in_features**-0.5)
         if self.is_write_back:
             init.zeros_(self.o_proj.weight)
             init.zeros_(self.o_proj.bias)
@@ -126,7 +129,8 @@ class VidLLMBridgeLayer(GradientCheckpointingLayer):
         config (`VidLLMConfig`): Passed to the four attentions.
 
     Source:
-        Paper: eq. 2 for the bridge update. Ours: its residual, and the write-back, of which the paper gives no formula.
+        Paper: eq. 2 for the bridge update. Ours: its residual, and the write-back, of which the paper gives no
+        formula.
     """
 
     def __init__(self, config: VidLLMConfig):
@@ -204,7 +208,9 @@ class VidLLMConcatSelfAttention(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Zero the output projection: a fresh adapter changes no patch token."""
+        """Unit-gain projections; zero output: a fresh adapter changes no patch token."""
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            init.normal_(projection.weight, mean=0.0, std=projection.in_features**-0.5)
         init.zeros_(self.o_proj.weight)
         init.zeros_(self.o_proj.bias)
 
@@ -274,9 +280,10 @@ class VidLLMCrossTaskAdapter(nn.Module):
         """Run both MLPs and the coupling layers.
 
         Args:
-            geom_base (`torch.Tensor` of shape `(batch, frames, patches, encoder_width)`): Patch tokens for the geometry stream.
-            lang_base (`torch.Tensor` of shape `(batch, frames, patches, encoder_width)`): Patch tokens for the language
-                stream; the same tensor unless `shared_encoder=False`.
+            geom_base (`torch.Tensor` of shape `(batch, frames, patches, encoder_width)`): Patch tokens for the
+                geometry stream.
+            lang_base (`torch.Tensor` of shape `(batch, frames, patches, encoder_width)`): Patch tokens for the
+                language stream; the same tensor unless `shared_encoder=False`.
 
         Returns:
             `tuple` of `geom_tokens` and `lang_tokens`, each `(batch, frames, patches, encoder_width)`.

@@ -4,10 +4,12 @@ Shapes: F frames, H W pixels, h w patch grid, P = h * w patches per frame, C enc
 """
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.auto.modeling_auto import AutoModel
 
@@ -39,7 +41,7 @@ class VidLLMEncoderOutput(ModelOutput):
     layer_tokens: tuple[torch.Tensor, ...] | None = None
 
 
-def patch_size_hw(vision_config) -> tuple[int, int]:
+def patch_size_hw(vision_config: PreTrainedConfig) -> tuple[int, int]:
     """Height and width of a patch.
 
     Args:
@@ -99,7 +101,7 @@ class VidLLMEncoder(nn.Module):
         ]
         self.freeze_unreachable()
 
-    def _check_model(self, vision_config, parameters) -> str:
+    def _check_model(self, vision_config: PreTrainedConfig, parameters: Mapping[str, inspect.Parameter]) -> str:
         """Name of the model's final norm; `ValueError` if the model's structure cannot give patch tokens."""
         required = [
             name

@@ -24,6 +24,7 @@ class VidLLMGenerateOutput(GenerateBeamDecoderOnlyOutput):
     """What `generate(return_dict_in_generate=True)` returns: transformers' fields, and boxes.
 
     Args:
+        sequences (`torch.LongTensor` of shape `(R, L + new)`, *optional*): Prompts as they were given, then the new tokens.
         boxes (`torch.Tensor` of shape `(R, M, 6)`, *optional*): `(cx, cy, cz, dx, dy, dz)`, room frame, in `box_unit`; rows are filled from the
             front, by place of the `<loc>` and then by score.
         box_scores (`torch.Tensor` of shape `(R, M)`, *optional*): Matching probability in 0..1.
@@ -36,6 +37,7 @@ class VidLLMGenerateOutput(GenerateBeamDecoderOnlyOutput):
         Ours.
     """
 
+    sequences: torch.LongTensor | None = None
     boxes: torch.Tensor | None = None
     box_scores: torch.Tensor | None = None
     box_token_index: torch.Tensor | None = None
@@ -124,9 +126,10 @@ class VidLLMGenerationMixin(GenerationMixin):
             return super().generate(input_ids, generation_config=generation_config, **kwargs)
 
         scene_index = resolve_scene_index(input_ids.shape[0], known, scene_index, input_ids.device)
-        attention_mask = mask_empty_slots(
-            input_ids, kwargs.pop("attention_mask", None), known, scene_index, self.config.video_token_id
-        )
+        attention_mask = kwargs.pop("attention_mask", None)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        attention_mask = mask_empty_slots(input_ids, attention_mask, known, scene_index, self.config.video_token_id)
         prompt = {
             "scene": known,
             "scene_index": scene_index,
@@ -180,8 +183,12 @@ class VidLLMGenerationMixin(GenerationMixin):
         return super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
 
     def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **model_kwargs
-    ):  # noqa: ANN001
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **model_kwargs,
+    ) -> tuple:
         """The scene is not copied for beams (`scene_index` is); a ready prefix cache is."""
         cache = model_kwargs.get("past_key_values")
         if expand_size > 1 and cache is not None and cache.get_seq_length() > 0:
@@ -213,14 +220,9 @@ class VidLLMGenerationMixin(GenerationMixin):
         """Changes whenever the language model would compute another prefix."""
         versions, adapters = 0, []
         for module in self.model.language_model.modules():
-            if hasattr(module, "active_adapters"):
-                adapters.append(
-                    (
-                        tuple(module.active_adapters),
-                        getattr(module, "disable_adapters", None),
-                        getattr(module, "merged", None),
-                    )
-                )
+            active = getattr(module, "active_adapters", None)
+            if isinstance(active, (list, tuple)):  # a PEFT layer; models carry a method of that name
+                adapters.append((tuple(active), module.disable_adapters, module.merged))
             for parameter in module.parameters(recurse=False):
                 versions += 0 if parameter.is_inference() else parameter._version
         return id(self), self.dtype, str(self.device), versions, str(adapters)
@@ -311,8 +313,12 @@ class VidLLMGenerationMixin(GenerationMixin):
     # ------------------------------------------------------------------ boxes
 
     def _with_boxes(
-        self, output, input_ids: torch.Tensor, attention_mask: torch.Tensor, prompt: dict
-    ) -> VidLLMGenerateOutput:  # noqa: ANN001
+        self,
+        output: GenerateBeamDecoderOnlyOutput,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        prompt: dict,
+    ) -> VidLLMGenerateOutput:
         """One forward over the finished sequences that hold a new `<loc>`; boxes in the reconstruction's unit."""
         sequences, scene = output.sequences, prompt["scene"]
         returned = sequences.shape[0] // input_ids.shape[0]

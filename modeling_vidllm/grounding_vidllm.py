@@ -1,10 +1,11 @@
 """Grounding decoder: from the hidden state at a `<loc>` token and the tokens of a scene to 3D boxes in the room frame.
 
-Shapes: B videos, N scene-token slots, D language-model width, G `<loc>` tokens, T queries, L locs of one scene, k neighbours,
-E decoder width. The whole decoder runs in float32 with autocast off.
+Shapes: B videos, N scene-token slots, D language-model width, G `<loc>` tokens, T queries, L locs of one scene, k
+neighbours, E decoder width. The whole decoder runs in float32 with autocast off.
 
-Which output trains what: `boxes_per_layer` every box head, and all that comes before the last of them; `match_logits` the final norm,
-both matching projections and the last layer's update of `<loc>`; `no_target_logit` the no-target vector.
+Which output trains what: `boxes_per_layer` every box head, and all that comes before the last of them;
+`match_logits` the final norm, both matching projections and the last layer's update of `<loc>`; `no_target_logit`
+the no-target vector.
 """
 
 from dataclasses import dataclass
@@ -38,16 +39,16 @@ class VidLLMGroundingOutput(ModelOutput):
     """Boxes and scores of every query for every `<loc>`; all float32.
 
     Args:
-        boxes (`torch.FloatTensor` of shape `(num_locs, num_queries, 6)`): Boxes of the last layer, or the given proposals:
-            centre and sides `(cx, cy, cz, dx, dy, dz)`, axis-aligned in the room frame, unit of the scene positions.
-            Without meaning where `query_mask` is False.
-        boxes_per_layer (`torch.FloatTensor` of shape `(num_locs, num_layers, num_queries, 6)`): What each layer's box head
-            gives, for the losses, also where proposals are given.
-        match_logits (`torch.FloatTensor` of shape `(num_locs, num_queries)`): Cosine of query and `<loc>` over the temperature;
-            -1e9 where `query_mask` is False.
+        boxes (`torch.FloatTensor` of shape `(num_locs, num_queries, 6)`): Boxes of the last layer, or the given
+            proposals: centre and sides `(cx, cy, cz, dx, dy, dz)`, axis-aligned in the room frame, unit of the scene
+            positions. Without meaning where `query_mask` is False.
+        boxes_per_layer (`torch.FloatTensor` of shape `(num_locs, num_layers, num_queries, 6)`): What each layer's
+            box head gives, for the losses, also where proposals are given.
+        match_logits (`torch.FloatTensor` of shape `(num_locs, num_queries)`): Cosine of query and `<loc>` over the
+            temperature; -1e9 where `query_mask` is False.
         no_target_logit (`torch.FloatTensor` of shape `(num_locs,)`): The same for the learned no-target vector.
-        query_positions (`torch.FloatTensor` of shape `(num_locs, num_queries, 3)`): Where the queries start, room frame; zero where
-            `query_mask` is False.
+        query_positions (`torch.FloatTensor` of shape `(num_locs, num_queries, 3)`): Where the queries start, room
+            frame; zero where `query_mask` is False.
         query_mask (`torch.BoolTensor` of shape `(num_locs, num_queries)`): True for queries that exist.
 
     Source:
@@ -115,8 +116,8 @@ def nearest_neighbors(
         num_neighbors (`int`): Neighbours wanted.
 
     Returns:
-        `tuple`: `indices (queries, k)` int64 and `neighbor_mask (queries, k)` bool, `k = min(num_neighbors, points)`; a shorter
-        list is a prefix of a longer one.
+        `tuple`: `indices (queries, k)` int64 and `neighbor_mask (queries, k)` bool, `k = min(num_neighbors,
+        points)`; a shorter list is a prefix of a longer one.
 
     Source:
         Upstream: LLaVA-3D supplement (k-NN cross-attention). Ours: a stable sort, because `topk` leaves ties open.
@@ -135,7 +136,8 @@ class VidLLMNoTarget(nn.Module):
         config (`VidLLMConfig`): Reads `grounding_hidden_size` and `initializer_range`.
 
     Source:
-        Upstream: Video-3D-LLM's zero target. Ours: a module of its own, so that `device_map` and FSDP place the bare parameter.
+        Upstream: Video-3D-LLM's zero target. Ours: a module of its own, so that `device_map` and FSDP place the bare
+        parameter.
     """
 
     def __init__(self, config: VidLLMConfig):
@@ -160,8 +162,8 @@ class VidLLMNeighborAttention(nn.Module):
         config (`VidLLMConfig`): Reads `grounding_hidden_size` and `num_grounding_heads`.
 
     Source:
-        Upstream: LLaVA-3D supplement (k-NN cross-attention, MLP of the relative offset). Ours: the offset's embedding is added to
-        the neighbour before key and value; keys have no bias, because softmax cancels it.
+        Upstream: LLaVA-3D supplement (k-NN cross-attention, MLP of the relative offset). Ours: the offset's
+        embedding is added to the neighbour before key and value; keys have no bias, because softmax cancels it.
     """
 
     def __init__(self, config: VidLLMConfig):
@@ -209,8 +211,8 @@ class VidLLMDistanceAttention(nn.Module):
         config (`VidLLMConfig`): Reads `grounding_hidden_size` and `num_grounding_heads`.
 
     Source:
-        Upstream: LLaVA-3D supplement (bias -sigma * D, sigma predicted from the query, 0 for pairs with LOC). Ours: one sigma per
-        head, kept positive by softplus.
+        Upstream: LLaVA-3D supplement (bias -sigma * D, sigma predicted from the query, 0 for pairs with LOC). Ours:
+        one sigma per head, kept positive by softplus.
     """
 
     def __init__(self, config: VidLLMConfig):
@@ -239,10 +241,12 @@ class VidLLMDistanceAttention(nn.Module):
         hidden_states = self.norm(hidden_states)
         # (locs, queries, heads) -> (locs, heads, queries, 1)
         sigma = nn.functional.softplus(self.sigma_proj(hidden_states[:, :-1])).transpose(1, 2).unsqueeze(-1)
-        bias = (-sigma * distances).masked_fill(~query_mask, torch.finfo(hidden_states.dtype).min)
-        # The loc reads every query, and every query the loc, at no cost of distance; nobody reads a query that does not exist.
-        loc_row = torch.zeros_like(distances[:1]).masked_fill(~query_mask, torch.finfo(hidden_states.dtype).min)
-        bias = torch.cat([bias, loc_row.expand(*bias.shape[:2], -1, -1)], dim=2)
+        unread = torch.finfo(hidden_states.dtype).min
+        bias = (-sigma * distances).masked_fill(~query_mask, unread)
+        # The loc reads every query, and every query the loc, at no cost of distance; nobody reads a query that does
+        # not exist.
+        loc_row = torch.zeros_like(query_mask, dtype=bias.dtype).masked_fill(~query_mask, unread)
+        bias = torch.cat([bias, loc_row.expand(*bias.shape[:2], 1, -1)], dim=2)
         bias = nn.functional.pad(bias, (0, 1))
         query = split_heads(self.q_proj(hidden_states), self.num_heads)
         key = split_heads(self.k_proj(hidden_states), self.num_heads)
@@ -257,8 +261,8 @@ class VidLLMGroundingLayer(GradientCheckpointingLayer):
         config (`VidLLMConfig`): Reads `grounding_hidden_size` and `num_grounding_heads`.
 
     Source:
-        Upstream: LLaVA-3D supplement (order of the parts). Ours: normalisation, feed-forward width 4, position encoding added at each
-        attention.
+        Upstream: LLaVA-3D supplement (order of the parts). Ours: normalisation, feed-forward width 4, position
+        encoding added at each attention.
     """
 
     def __init__(self, config: VidLLMConfig):
@@ -348,8 +352,8 @@ class VidLLMGroundingDecoder(nn.Module):
             `grounding_neighbors`, `grounding_temperature` and the language model's width.
 
     Source:
-        Upstream: LLaVA-3D supplement (arXiv 2409.18125v3). Ours: what its layers' docstrings say, the no-target score, proposals
-        as query centres.
+        Upstream: LLaVA-3D supplement (arXiv 2409.18125v3). Ours: what its layers' docstrings say, the no-target
+        score, proposals as query centres.
     """
 
     def __init__(self, config: VidLLMConfig):
@@ -383,15 +387,21 @@ class VidLLMGroundingDecoder(nn.Module):
         """Decode all locs of a batch.
 
         Args:
-            loc_states (`torch.Tensor` of shape `(num_locs, text_hidden_size)`): Last hidden states at the `<loc>` tokens, any float
-                dtype. No loc at all gives empty outputs that still hang on every parameter (zero gradients).
-            loc_scene_index (`torch.Tensor` of shape `(num_locs,)`): Scene of each, int64; -1 = no scene: no query exists.
-            scene_tokens (`torch.Tensor` of shape `(batch, slots, text_hidden_size)`): Scene tokens before the language model.
-            scene_positions (`torch.Tensor` of shape `(batch, slots, 3)`): Their positions, room frame, metres; detached here.
+            loc_states (`torch.Tensor` of shape `(num_locs, text_hidden_size)`): Last hidden states at the `<loc>`
+                tokens, any float dtype. No loc at all gives empty outputs that still hang on every parameter (zero
+                gradients).
+            loc_scene_index (`torch.Tensor` of shape `(num_locs,)`): Scene of each, int64; -1 = no scene: no query
+                exists.
+            scene_tokens (`torch.Tensor` of shape `(batch, slots, text_hidden_size)`): Scene tokens before the
+                language model.
+            scene_positions (`torch.Tensor` of shape `(batch, slots, 3)`): Their positions, room frame, metres;
+                detached here.
             scene_mask (`torch.BoolTensor` of shape `(batch, slots)`): True for filled slots.
-            proposal_boxes (`torch.Tensor` of shape `(batch, proposals, 6)`, *optional*): Boxes to choose from, in the frame and unit
-                of the positions. Then their centres are the queries and `boxes` returns them.
-            proposal_mask (`torch.BoolTensor` of shape `(batch, proposals)`, *optional*): True for real proposals; all if not given.
+            proposal_boxes (`torch.Tensor` of shape `(batch, proposals, 6)`, *optional*): Boxes to choose from, in
+                the frame and unit of the positions. Then their centres are the queries and `boxes` returns them; an
+                empty list counts as one query that does not exist.
+            proposal_mask (`torch.BoolTensor` of shape `(batch, proposals)`, *optional*): True for real proposals;
+                all if not given.
 
         Returns:
             `VidLLMGroundingOutput`.
@@ -414,15 +424,17 @@ class VidLLMGroundingDecoder(nn.Module):
                 proposal_mask = torch.ones_like(proposal_boxes[..., 0], dtype=torch.bool)
             if not proposal_boxes[proposal_mask].isfinite().all():
                 raise ValueError("proposal_boxes: wanted finite numbers; got NaN or infinity")
+            if proposal_boxes.shape[1] == 0:
+                # Attention kernels want at least one query: one that does not exist.
+                proposal_boxes = nn.functional.pad(proposal_boxes, (0, 0, 0, 1))
+                proposal_mask = nn.functional.pad(proposal_mask, (0, 1))
         if num_locs == 0:
             # One stand-in loc runs through all modules and is cut off below.
             loc_states, groups = loc_states.new_zeros(1, loc_states.shape[1]), {0 if batch else -1: [0]}
         if -1 in groups:
             # An empty scene at the end, where the index -1 finds it.
             scene_tokens, scene_positions, scene_mask, proposal_boxes, proposal_mask = (
-                None
-                if tensor is None
-                else torch.cat([tensor, torch.zeros_like(tensor[:1].expand(1, *tensor.shape[1:]))])
+                None if tensor is None else torch.cat([tensor, tensor.new_zeros(1, *tensor.shape[1:])])
                 for tensor in (scene_tokens, scene_positions, scene_mask, proposal_boxes, proposal_mask)
             )
         device = scene_tokens.device
@@ -530,21 +542,17 @@ def select_boxes(
     Returns:
         `tuple`: `boxes (num_locs, max_boxes, 6)` in the frame and unit of the decoder's, zero where there is none;
         `scores (num_locs, max_boxes)`, probabilities over queries and no target, 0 where there is none;
-        `no_target_scores (num_locs,)`; `keep_mask (num_locs, max_boxes)` bool, True for boxes that exist, which come first.
+        `no_target_scores (num_locs,)`; `keep_mask (num_locs, max_boxes)` bool, True for boxes that exist, which come
+        first.
 
     Source:
-        Upstream: LLaVA-3D supplement takes the single best query. Ours: several boxes, suppression, no target; ties go to the lowest
-        query.
+        Upstream: LLaVA-3D supplement takes the single best query. Ours: several boxes, suppression, no target; ties
+        go to the lowest query.
     """
     boxes, query_mask = grounding.boxes.float(), grounding.query_mask
-    num_locs, num_queries = query_mask.shape
     logits = torch.cat([grounding.match_logits, grounding.no_target_logit.unsqueeze(1)], dim=1)
     probabilities = logits.float().softmax(dim=1)
-    if num_queries == 0:
-        # One query that does not exist, so that there is something to look for the best in.
-        boxes, query_mask = boxes.new_zeros(num_locs, 1, 6), query_mask.new_zeros(num_locs, 1)
-        probabilities = nn.functional.pad(probabilities, (1, 0))
-    rows = torch.arange(num_locs, device=boxes.device)
+    rows = torch.arange(boxes.shape[0], device=boxes.device)
     # -1 for queries that do not exist, are chosen, or overlap a chosen one.
     remaining = probabilities[:, :-1].masked_fill(~query_mask, -1.0)
     chosen_boxes, chosen_scores = [], []

@@ -59,7 +59,7 @@ class VidLLMMetricBins(nn.Module):
         self.min_depth_m = config.min_depth_m
         self.max_depth_m = config.max_depth_m
         self.floor_m = FLOOR_FRACTION * config.min_depth_m
-        self.raw_centres = nn.Parameter(torch.tensor(self._initial_raw()))
+        self.raw_centres = nn.Parameter(torch.tensor(self._initial_raw(), dtype=torch.float32))
 
     def _initial_raw(self) -> list[float]:
         """Raw values whose centres are log-spaced: the inverse of `floor + softplus`, in double precision."""

@@ -23,7 +23,7 @@ from .encoder_vidllm import VidLLMEncoder
 from .generation_vidllm import VidLLMGenerateOutput, VidLLMGenerationMixin, boxes_of_rows, fill_box_fields
 from .grounding_vidllm import VidLLMGroundingDecoder, VidLLMGroundingOutput
 from .metric_depth_vidllm import VidLLMMetricDepth
-from .prompt_vidllm import embed_prompt, mask_empty_slots, position_ids_from_mask, resolve_scene_index
+from .prompt_vidllm import embed_prompt, is_token_mask, mask_empty_slots, position_ids_from_mask, resolve_scene_index
 from .ragged_vidllm import group_rows_by_size, ragged_masks, scatter_rows
 from .reconstruction_vidllm import VidLLMRawReconstruction, VidLLMReconstructor
 from .scene_tokens_vidllm import VidLLMPointEmbedding, VidLLMSceneTokens, normalise_relative_points
@@ -124,24 +124,52 @@ class VidLLMPreTrainedModel(PreTrainedModel):
     _no_split_modules = [
         "VidLLMReconstructionBlock",
         "VidLLMCameraBlock",
-        "VidLLMSpecialTokens",
+        "VidLLMReconstructionTokens",
         "VidLLMBridgeTokens",
+        "VidLLMMetricDepthDecoder",
+        "VidLLMMetricBins",
     ]
     # geometry heads, learned tokens and bins: bfloat16 costs centimetres
     _keep_in_fp32_modules_strict = [
         "camera_head",
         "depth_head",
         "room_head",
-        "special_tokens",
+        "reconstruction.tokens",
         "metric_depth",
-        "box_head",
+        "grounding",
     ]
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        """Without the shortcut for foreign code, which skips modules that set the weights of their children (zero gates)."""
+        super()._initialize_weights(module, is_custom_code=False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if hasattr(module, "init_weights") and not isinstance(module, PreTrainedModel):
             module.init_weights()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> "VidLLMPreTrainedModel":
+        """Load as transformers does, and align the weights in memory.
+
+        Args:
+            *args: As in transformers.
+            **kwargs: As in transformers.
+
+        Returns:
+            The model, or what transformers returns with `output_loading_info=True`.
+
+        Source:
+            Ours: weights read from a memory-mapped file start at any multiple of 8 bytes, and matrix products of unaligned
+            operands round differently in the last bit; copied to aligned memory, a loaded model equals the saved one exactly.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if type(tensor.data) is torch.Tensor and tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+                tensor.data = tensor.data.clone()
+        return loaded
 
 
 class VidLLMModel(VidLLMPreTrainedModel):
@@ -166,6 +194,16 @@ class VidLLMModel(VidLLMPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.grounding = VidLLMGroundingDecoder(config) if config.box_output == "decoder" else None
         self.post_init()
+        for encoder in (self.encoder, self.language_encoder):
+            if encoder is not None:
+                # transformers reads this list of direct children only; modules with both parameters and children need it most
+                self._no_split_modules |= set(encoder.model._no_split_modules or [])
+                self._no_split_modules |= {
+                    type(module).__name__
+                    for module in encoder.model.modules()
+                    if next(module.parameters(recurse=False), None) is not None
+                    and next(module.children(), None) is not None
+                }
 
     # ------------------------------------------------------------------ video -> scene
 
@@ -407,7 +445,9 @@ class VidLLMModel(VidLLMPreTrainedModel):
                         f"input_ids: wanted {scene.mask.shape[1]} video placeholders (token {self.config.video_token_id}) in each prompt with "
                         "a scene; got a prompt without"
                     )
-                if attention_mask is None or attention_mask.ndim == 2:
+                if attention_mask is None:
+                    attention_mask = input_ids.new_ones(input_ids.shape[0], past_length + input_ids.shape[1])
+                if is_token_mask(attention_mask):
                     attention_mask = mask_empty_slots(
                         input_ids, attention_mask, scene, scene_index, self.config.video_token_id
                     )
@@ -426,7 +466,7 @@ class VidLLMModel(VidLLMPreTrainedModel):
                 self.config.video_token_id,
                 self.config.coord_token_id,
             )
-        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+        if position_ids is None and is_token_mask(attention_mask):
             position_ids = position_ids_from_mask(attention_mask)[:, -inputs_embeds.shape[1] :]
 
         decoded = self.language_model(
@@ -626,7 +666,8 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
             use_cache (`bool`, *optional*): Return the cache.
             output_scene_tokens (`bool`): False stops after the reconstruction.
             output_grounding (`bool`): False skips the grounding decoder.
-            logits_to_keep (`int` or `torch.Tensor`): Last positions for which logits are computed, 0 = all; or their indices.
+            logits_to_keep (`int` or `torch.Tensor` of shape `(kept,)`, int64): Last positions for which logits are computed, 0 = all; or
+                their indices.
             kwargs: transformers' own (`output_hidden_states`, `num_items_in_batch`, ...); anything else is refused.
 
         Returns:

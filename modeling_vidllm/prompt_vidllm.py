@@ -51,7 +51,7 @@ def resolve_scene_index(
 
 def mask_empty_slots(
     input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor,
     scene: VidLLMScene,
     scene_index: torch.Tensor,
     video_token_id: int,
@@ -60,7 +60,7 @@ def mask_empty_slots(
 
     Args:
         input_ids (`torch.Tensor` of shape `(Q, L)`, int64): Prompts; a row holds N video placeholders or none.
-        attention_mask (`torch.Tensor` of shape `(Q, past + L)`, int64, *optional*): Caller's mask; its last L columns belong to `input_ids`.
+        attention_mask (`torch.Tensor` of shape `(Q, past + L)`, int64): Caller's mask; its last L columns belong to `input_ids`.
         scene (`VidLLMScene`): Encoded videos.
         scene_index (`torch.Tensor` of shape `(Q,)`, int64): From [`resolve_scene_index`].
         video_token_id (`int`): The placeholder.
@@ -85,8 +85,6 @@ def mask_empty_slots(
             f"input_ids: prompt {row}: wanted {int(wanted[row])} video placeholders (token {video_token_id}) "
             f"for its scene; got {int(counts[row])}"
         )
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
     slot_number = (placeholder_mask.long().cumsum(dim=1) - 1).clamp(0, slots - 1)
     filled = scene.mask.to(input_ids.device)[scene_index.clamp_min(0)].gather(1, slot_number)
     keep = (filled | ~placeholder_mask).long()
@@ -111,7 +109,7 @@ def embed_prompt(
     Args:
         input_ids (`torch.Tensor` of shape `(Q, L)`, int64): Prompts.
         embed_tokens (callable): Ids `(Q, L)` to embeddings `(Q, L, D)`.
-        embed_points (callable): Points `(..., 3)` in the room frame, position units, to embeddings `(..., D)`.
+        embed_points (callable): Points `(..., 3)` in the room frame, position units, and a dtype, to embeddings `(..., D)`.
         scene (`VidLLMScene`, *optional*): Encoded videos.
         scene_index (`torch.Tensor` of shape `(Q,)`, int64, *optional*): From [`resolve_scene_index`].
         coord_points_world (`torch.Tensor` of shape `(Q, M, 3)`, *optional*): Points in the prompts, world frame, in the reconstruction's unit.
@@ -162,8 +160,23 @@ def embed_prompt(
     room_from_world = scene.reconstruction.room_from_world[index].to(embeds.device)
     factor = scene.position_scale[index].to(embeds.device)
     points_room = (points_world @ room_from_world.transpose(-1, -2)) * factor[:, None, None]
-    embedded = embed_points(points_room)[coord_mask]  # (Q, M, D) -> (real points, D)
+    embedded = embed_points(points_room, embeds.dtype)[coord_mask]  # (Q, M, D) -> (real points, D)
     return embeds.masked_scatter(where[..., None].expand_as(embeds), embedded.to(embeds.dtype))
+
+
+def is_token_mask(attention_mask: torch.Tensor | dict | None) -> bool:
+    """Whether a mask is the plain `(Q, L)` kind; with a static cache `generate` hands over ready masks per layer kind.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(Q, L)` or `(Q, 1, L, past + L)`, or `dict`, *optional*): What `forward` was given.
+
+    Returns:
+        `bool`.
+
+    Source:
+        Upstream: huggingface/transformers `create_masks_for_generate`.
+    """
+    return isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
 
 
 def position_ids_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:

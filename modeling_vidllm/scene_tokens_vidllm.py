@@ -1,7 +1,8 @@
 """Scene tokens: patch tokens get a place in the room, are pooled by voxel, and are projected for the language model.
 
-Shapes: B videos, S frames, H W pixels, h w patch grid, P = h * w, C encoder width, M patches of a scene with a position,
-N scene-token slots, D language-model width. Everything about places is float32; no gradient enters the geometry.
+Shapes: B videos, S frames, H W pixels, h w patch grid, P = h * w, C encoder width, M patches of a scene with a
+position, N scene-token slots, D language-model width. Everything about places is float32; no gradient enters the
+geometry.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from .configuration_vidllm import VidLLMConfig
 from .layers_vidllm import VidLLMMlp
 
 
-# Ours: a usual distance from the first camera, metres; relative geometry is scaled to it, position MLPs are divided by it.
+# Ours: a usual distance from the first camera, metres; relative geometry is scaled to it, position MLPs are divided
+# by it.
 TYPICAL_DISTANCE = 2.0
 # Ours: position MLPs saturate here, so that one stray point cannot overflow a language model in half precision.
 MAX_POSITION_INPUT = 100.0
@@ -30,10 +32,10 @@ class VidLLMSceneTokensOutput(ModelOutput):
     """What the language model and the grounding decoder read of a scene.
 
     Args:
-        tokens (`torch.FloatTensor` of shape `(batch, num_scene_tokens, text_hidden_size)`): Projected tokens in order of
-            first sight; zero in empty slots.
-        positions_room (`torch.FloatTensor` of shape `(batch, num_scene_tokens, 3)`): Mean position per slot, room frame,
-            float32, unit of the points that came in; zero in empty slots.
+        tokens (`torch.FloatTensor` of shape `(batch, num_scene_tokens, text_hidden_size)`): Projected tokens in
+            order of first sight; zero in empty slots.
+        positions_room (`torch.FloatTensor` of shape `(batch, num_scene_tokens, 3)`): Mean position per slot, room
+            frame, float32, unit of the points that came in; zero in empty slots.
         mask (`torch.BoolTensor` of shape `(batch, num_scene_tokens)`): True for filled slots; they come first.
 
     Source:
@@ -92,13 +94,15 @@ def patch_positions(
 
     Args:
         points (`torch.Tensor` of shape `(frames, height, width, 3)`): Points, any frame and unit.
-        confidence (`torch.Tensor` of shape `(frames, height, width)`): Weights; a pixel counts only if its own is positive.
-        valid_mask (`torch.BoolTensor` of shape `(frames, height, width)`): Pixels that count, if point and weight are finite.
+        confidence (`torch.Tensor` of shape `(frames, height, width)`): Weights; a pixel counts only if its own is
+            positive.
+        valid_mask (`torch.BoolTensor` of shape `(frames, height, width)`): Pixels that count, if point and weight
+            are finite.
         grid_hw (`tuple[int, int]`): Patch grid (rows, columns); divides the image size.
 
     Returns:
-        `tuple`: positions `(frames * rows * columns, 3)` float32, zero where nothing counts, and `(frames * rows * columns,)`
-        bool, True where at least one pixel counts.
+        `tuple`: positions `(frames * rows * columns, 3)` float32, zero where nothing counts, and `(frames * rows *
+        columns,)` bool, True where at least one pixel counts.
 
     Source:
         Paper: eq. 3 gives a point per pixel. Ours: the mean per patch.
@@ -131,8 +135,9 @@ def voxel_keys(positions: torch.Tensor, edge: torch.Tensor) -> torch.Tensor:
         `torch.Tensor` of shape `(edges, points)`, int64. Positions beyond 2**20 cells share the outermost cell.
 
     Source:
-        Upstream: LLaVA-3D's rule (round(xyz / edge), as read). Ours: an exact key instead of a hash. A cube *centred* on the origin
-        means that a large enough edge puts all points into one voxel, so the search below always ends.
+        Upstream: LLaVA-3D's rule (round(xyz / edge), as read). Ours: an exact key instead of a hash. A cube
+        *centred* on the origin means that a large enough edge puts all points into one voxel, so the search below
+        always ends.
     """
     # (points, 3) / (edges) -> (edges, points, 3)
     cells = torch.floor(positions / edge[:, None, None] + 0.5).clamp(-MAX_CELL, MAX_CELL - 1).long() + MAX_CELL
@@ -220,8 +225,8 @@ def segment_means(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
 class VidLLMPositionMlp(nn.Module):
     """Embeds 3D positions: division by a usual length, clamp, then two linear layers with GELU.
 
-    The first layer is drawn with unit weights and biases: its kinks then lie all over the room. With the usual small weights and zero
-    biases the hidden units would be nearly linear and know a direction, but not a place.
+    The first layer is drawn with unit weights and biases: its kinks then lie all over the room. With the usual small
+    weights and zero biases the hidden units would be nearly linear and know a direction, but not a place.
 
     Args:
         hidden_size (`int`): Width between the layers.
@@ -247,7 +252,8 @@ class VidLLMPositionMlp(nn.Module):
         """Embed positions; no gradient flows into them.
 
         Args:
-            positions (`torch.Tensor` of shape `(..., 3)`): Positions or offsets; beyond 100 usual lengths they saturate.
+            positions (`torch.Tensor` of shape `(..., 3)`): Positions or offsets; beyond 100 usual lengths they
+                saturate.
             dtype (`torch.dtype`): Compute dtype, that of the tokens beside which the embedding is used.
 
         Returns:
@@ -275,8 +281,10 @@ class VidLLMPointEmbedding(nn.Module):
         """Embed points.
 
         Args:
-            points_room (`torch.Tensor` of shape `(..., 3)`): Points, room frame, unit of the scene tokens' points; give float32.
-            dtype (`torch.dtype`, *optional*): Compute dtype (that of the input embeddings); the dtype of the points if not given.
+            points_room (`torch.Tensor` of shape `(..., 3)`): Points, room frame, unit of the scene tokens' points;
+                give float32.
+            dtype (`torch.dtype`, *optional*): Compute dtype (that of the input embeddings); the dtype of the points
+                if not given.
 
         Returns:
             `torch.Tensor` of shape `(..., text_hidden_size)`.
@@ -288,8 +296,8 @@ class VidLLMSceneTokens(nn.Module):
     """Places patch tokens in the room, pools them by voxel and projects them to the language model's width.
 
     Args:
-        config (`VidLLMConfig`): Reads `position_embedding`, `position_hidden_size`, `num_scene_tokens`, `voxel_size_m` and the
-            widths of the two sub-models.
+        config (`VidLLMConfig`): Reads `position_embedding`, `position_hidden_size`, `num_scene_tokens`,
+            `voxel_size_m` and the widths of the two sub-models.
 
     Source:
         Paper: eq. 3-4. Ours: pooling, number of tokens, projector (the paper's figure says only "Pooling").
@@ -316,12 +324,14 @@ class VidLLMSceneTokens(nn.Module):
     ) -> VidLLMSceneTokensOutput:
         """Build the scene tokens of each video.
 
-        A scene's result depends on nothing else in the batch, bit for bit; frames that only pad are all False in `valid_mask`.
+        A scene's result depends on nothing else in the batch, bit for bit; frames that only pad are all False in
+        `valid_mask`.
 
         Args:
-            lang_tokens (`torch.Tensor` of shape `(batch, frames, patches, encoder_width)`): Language stream of the adapter.
-            points_room (`torch.Tensor` of shape `(batch, frames, height, width, 3)`): Points, room frame, metres (or relative,
-                scaled by `normalise_relative_points`). Non-finite points are left out. Detached here.
+            lang_tokens (`torch.Tensor` of shape `(batch, frames, patches, encoder_width)`): Language stream of the
+                adapter.
+            points_room (`torch.Tensor` of shape `(batch, frames, height, width, 3)`): Points, room frame, metres (or
+                relative, scaled by `normalise_relative_points`). Non-finite points are left out. Detached here.
             confidence (`torch.Tensor` of shape `(batch, frames, height, width)`): Positive weights within a patch.
             valid_mask (`torch.BoolTensor` of shape `(batch, frames, height, width)`): True for pixels that count.
             grid_hw (`tuple[int, int]`): Patch grid (rows, columns).
@@ -340,7 +350,7 @@ class VidLLMSceneTokens(nn.Module):
         height, width = points_room.shape[2:4]
         if patches != rows * columns or height % rows or width % columns:
             raise ValueError(
-                f"scene tokens: wanted {rows} x {columns} patches over an image of which both sides are multiples of the grid; "
+                f"scene tokens: wanted {rows} x {columns} patches, and both image sides multiples of that; "
                 f"got {patches} patches and {height} x {width} pixels"
             )
         for name, tensor, wanted in (
@@ -386,4 +396,11 @@ class VidLLMSceneTokens(nn.Module):
         return tokens.masked_fill(~mask.unsqueeze(-1), 0.0), pooled_positions, mask
 
 
-__all__ = ["VidLLMPointEmbedding", "VidLLMSceneTokens", "VidLLMSceneTokensOutput", "normalise_relative_points"]
+__all__ = [
+    "VidLLMPointEmbedding",
+    "VidLLMPositionMlp",
+    "VidLLMSceneTokens",
+    "VidLLMSceneTokensOutput",
+    "normalise_relative_points",
+    "relative_point_scale",
+]

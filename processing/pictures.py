@@ -178,14 +178,15 @@ def write_depth_png(path: str | Path, scene: ExportScene, max_frames: int = 8) -
     """
     frames = spread(scene.num_frames, max_frames)
     columns, banks, width, height = _panel_grid(len(frames), scene.size_hw, 4)
-    side, top, bar, gap, title = 0.15, 0.15, 1.0, 0.06, 0.26
+    side, top, bar, gap, title = 0.15, 0.15, 1.05, 0.06, 0.26
     total_width = 2 * side + columns * (width + gap) + bar
     total_height = 2 * top + banks * (2 * height + gap + title + 0.1)
     figure = _new_figure(total_width, total_height)
     valid = np.concatenate([scene.depth[i][scene.valid_mask[i]] for i in frames])
     low, high = np.percentile(valid, [2, 98]) if valid.size else (0.0, 1.0)
-    if high <= low:
-        low, high = low * 0.9, max(low * 1.1, low + 1e-6)
+    if high - low < 0.05 * high:
+        # Flat depth, as of untrained weights: without a wider range the picture would be amplified rounding noise.
+        low, high = 0.95 * low, 1.05 * high
 
     def panel(column: int, top_in: float) -> Any:
         left = (side + column * (width + gap)) / total_width
@@ -207,9 +208,10 @@ def write_depth_png(path: str | Path, scene: ExportScene, max_frames: int = 8) -
         axes.imshow(np.full((*scene.size_hw, 3), 190, np.uint8))
         shown = axes.imshow(masked, cmap="turbo_r", vmin=low, vmax=high, interpolation="nearest")
     bar_axes = figure.add_axes(
-        (1 - (bar - 0.15) / total_width, 0.12 if banks == 1 else 0.2, 0.17 / total_width, 0.72 if banks == 1 else 0.6)
+        (1 - (bar - 0.12) / total_width, 0.12 if banks == 1 else 0.2, 0.17 / total_width, 0.72 if banks == 1 else 0.6)
     )
     colour_bar = figure.colorbar(shown, cax=bar_axes)
+    colour_bar.formatter.set_useOffset(False)
     colour_bar.set_label(f"depth ({scene.unit})", fontsize=TEXT_PT + 1, color=INK)
     colour_bar.ax.tick_params(labelsize=TEXT_PT, colors=INK)
     colour_bar.outline.set_visible(False)
@@ -290,7 +292,8 @@ def _map_extent(points: np.ndarray, scene: ExportScene) -> tuple[np.ndarray, np.
     span = (high - low).max() or 1.0
     # A narrow strip would make an unreadable picture.
     missing = np.maximum(0.45 * span - (high - low), 0) / 2
-    return low - missing - 0.08 * span, high + missing + 0.08 * span
+    # The lower margin holds the scale bar.
+    return low - missing - np.array([0.08, 0.14]) * span, high + missing + 0.08 * span
 
 
 def _draw_cameras(axes: Any, scene: ExportScene, extent: float) -> None:

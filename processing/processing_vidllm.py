@@ -268,12 +268,12 @@ class VidLLMProcessor(ProcessorMixin):
         text_kwargs: dict,
     ) -> dict[str, Any]:
         """Expand placeholders, tokenise, and check that ids, videos and points fit together."""
-        prompts = [text] if isinstance(text, str) else list(text)
-        if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-            raise VidLLMInputError("text: wanted a text or a list of texts")
+        prompts = [text] if isinstance(text, str) else text
+        if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            raise VidLLMInputError(f"text: wanted a text or a list of texts; got {text!r:.80}")
         # Placeholders that sanitising marked as the user's own words are left alone by this.
         most = sum(prompt.count(self.video_token) for prompt in prompts)
-        prompts, found = self.get_text_with_replacements(prompts, [], [self.replace_video_token()] * most, [])
+        prompts, found = self.get_text_with_replacements(list(prompts), [], [self.replace_video_token()] * most, [])
         counts = [len(matches) for matches in found]
         if packed is not None:
             scene_index, points = packed.scene_index, packed.points_world

@@ -236,6 +236,8 @@ def _scan_packets(path: str) -> _Scan:
         elif declared_s and packets and declared_s - end_s > MISSING_SECONDS:
             damage = f"truncated video ({end_s:.1f} of {declared_s:.1f} s)"
             num_frames = max(num_frames, round(declared_s * rate)) if rate else num_frames
+        elif damage:
+            num_frames = max(num_frames, stream.frames)
     times_s = [None if pts is None else pts * time_base for pts in shown]
     times_s = times_s if None in times_s else sorted(times_s)
     return _Scan(num_frames, _times_or_nominal(times_s, rate), num_skipped, rate, damage)

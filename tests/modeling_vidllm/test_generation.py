@@ -30,8 +30,8 @@ def step_by_step(model, ids, mask, suppressed, steps=NEW, **first):
     mask, cache = output.attention_mask, output.past_key_values
     all_logits = []
     for _ in range(steps):
+        all_logits.append(output.logits[:, -1])
         logits = output.logits[:, -1].clone()
-        all_logits.append(logits)
         logits[:, suppressed] = -torch.inf
         ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
         mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)

@@ -1,6 +1,8 @@
 """Geometry functions: properties, hand-made cases, and slow obvious versions beside them."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,10 @@ SIZE_HW = (6, 9)
 seeds = st.integers(0, 2**31 - 1)
 # Ends and half turns come up often, not once in a million.
 angles = st.one_of(st.floats(0, math.pi), st.sampled_from([0.0, 1e-4, math.pi / 2, math.pi - 1e-4, math.pi]))
+
+
+CONVENTIONS = (Path(__file__).parents[2] / "CONVENTIONS.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", CONVENTIONS, flags=re.DOTALL)
 
 
 def generator_of(seed):
@@ -462,3 +468,13 @@ def test_diou_gradient():
     generic = torch.tensor([[0.1, 0.2, 0.3, 1.1, 0.9, 1.3]], dtype=torch.float64, requires_grad=True)
     other = torch.tensor([[0.0, 0, 0, 1, 1, 1]], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda boxes: geometry.box_diou(boxes, other), (generic,))
+
+
+# ---- the page for users
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_examples_of_the_conventions_hold(index):
+    assert len(EXAMPLES) == 3
+    assert "assert" in EXAMPLES[index]
+    exec(compile(EXAMPLES[index], f"CONVENTIONS.md example {index}", "exec"), {})

@@ -78,7 +78,8 @@ def losses_of(model, inputs):
         losses["metric"] = stand_in(output.metric_depth_m)
     if output.grounding is not None:
         losses["box"] = stand_in(output.grounding.boxes_per_layer)
-        losses["matching"] = stand_in(output.grounding.match_logits) + stand_in(output.grounding.no_target_logit)
+        logits = output.grounding.match_logits.masked_fill(~output.grounding.query_mask, 0)
+        losses["matching"] = stand_in(logits) + stand_in(output.grounding.no_target_logit)
     return losses
 
 
@@ -119,7 +120,7 @@ def test_frozen_encoder_keeps_no_graph():
     losses = losses_of(model, inputs_for(model.config))
     sum(losses.values()).backward()
     assert all(p.grad is None for p in model.model.encoder.parameters())
-    assert model.model.adapter.phi_geom.fc1.weight.grad.abs().max() > 0
+    assert model.model.adapter.phi_geom.mlp.fc1.weight.grad.abs().max() > 0
 
 
 SWITCHES = [
@@ -145,13 +146,13 @@ def test_each_switch_trains_and_every_trainable_parameter_moves_within_three_ste
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     inputs = inputs_for(model.config)
-    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1e-3)
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        loss = sum(losses_of(model, inputs).values())
+        # every term near 1, so that none drowns another
+        loss = sum(term / term.detach().clamp_min(1e-3) for term in losses_of(model, inputs).values())
         assert torch.isfinite(loss)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)
         optimizer.step()
     stuck = [name for name, p in model.named_parameters() if p.requires_grad and torch.equal(p, before[name])]
     assert stuck == []

@@ -1,5 +1,6 @@
 """Metric depth: fresh bins, ordinal probabilities, levels, chunks, gradients."""
 
+import itertools
 import math
 
 import numpy as np
@@ -287,7 +288,7 @@ def test_spread_frames(num_frames, count):
     assert chosen[0] == 0
     if len(chosen) > 1:
         assert chosen[-1] == num_frames - 1
-        gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(chosen)]
         assert max(gaps) - min(gaps) <= 1
 
 

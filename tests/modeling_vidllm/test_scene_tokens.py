@@ -17,6 +17,7 @@ from vidllm.modeling_vidllm.scene_tokens_vidllm import (
     patch_positions,
     relative_point_scale,
     segment_means,
+    voxel_keys,
 )
 
 
@@ -77,7 +78,7 @@ def slow_voxels(positions, voxel_size, num_slots):
 
 
 def slow_scene(module, lang, points, confidence, valid):
-    """Paper eq. 3-4 and the pooling for one scene, one patch at a time; tokens, positions and number of filled slots."""
+    """Paper eq. 3-4 and the pooling for one scene, one patch at a time; tokens, positions, filled slots."""
     positions, kept = slow_patch_positions(points, confidence, valid)
     numbers = kept.nonzero().flatten()
     voxels, _ = slow_voxels(positions[numbers], module.voxel_size_m, module.num_scene_tokens)
@@ -190,6 +191,22 @@ def test_scattered_points_end_the_search(spread, num_slots):
     assert lengths.sum() == 300
     assert sorted(order.tolist()) == list(range(300))
     assert segment_means(positions[order], lengths).isfinite().all()
+
+
+def test_voxel_keys_are_exact_and_share_the_outermost_cell():
+    # Cells -3..3 in each axis: all keys differ, and points in the middle and near the faces of a cell agree.
+    cells = torch.cartesian_prod(*[torch.arange(-3.0, 4.0)] * 3)
+    keys = voxel_keys(0.2 * cells, torch.tensor([0.2, 0.4]))
+    assert len(set(keys[0].tolist())) == 7**3
+    assert len(set(keys[1].tolist())) == 4**3
+    for shift in (-0.09, 0.09):
+        assert torch.equal(voxel_keys(0.2 * cells + shift, torch.tensor([0.2])), keys[:1])
+    far = torch.zeros(6, 3)
+    far[:, 1] = torch.tensor([3e5, 1e9, 1e20, 3e38, -1e9, -1e30])
+    key = voxel_keys(far, torch.tensor([0.2]))[0]
+    assert len(set(key[:4].tolist())) == len(set(key[4:].tolist())) == 1
+    assert not set(key.tolist()) & set(keys[0].tolist())
+    assert (key >= 0).all(), "the three cells of a key must not reach into each other"
 
 
 def test_stray_points_leave_everything_finite():

@@ -249,5 +249,5 @@ def test_wrong_vggt_state_dicts_are_refused(vggt_keys, key_map):
     with pytest.raises(ValueError, match=r"nonsense.*unknown"):
         convert_vggt_tensor("nonsense", torch.zeros(1), key_map)
     assert convert_vggt_tensor("track_head.tracker.any", torch.zeros(1), key_map) == {}
-    with pytest.raises(ValueError, match="dinov2_with_registers.*siglip_vision_model"):
+    with pytest.raises(ValueError, match=r"dinov2_with_registers.*siglip_vision_model"):
         vggt_key_map(VidLLMConfig(vision_config={"model_type": "siglip_vision_model", "hidden_size": 768}))

@@ -74,19 +74,14 @@ def record(store: dict, model: VidLLMModel) -> None:
 
 @torch.no_grad()
 def run(model: VidLLMModel, images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Encoder, adapter and reconstruction on `images (B, S, 3, H, W)`; tensors under the fixture's names."""
+    """The model's own flow, all heads in place, on `images (B, S, 3, H, W)`; tensors under the fixture's names."""
     found: dict[str, torch.Tensor] = {}
     record(found, model)
     num_videos, num_frames, _, height, width = images.shape
-    grid_hw = model.encoder.grid_hw(height, width)
-    encoded = model.encoder(normalise(images).flatten(0, 1))
-    base = encoded.patch_tokens.unflatten(0, (num_videos, num_frames))
-    geom_tokens, _ = model.adapter(base, base)
-    raw = model.reconstruction(geom_tokens, grid_hw, (height, width))
-    num_tokens = grid_hw[0] * grid_hw[1] + model.reconstruction.num_special_tokens
+    raw = model(pixel_values_videos=normalise(images)).raw_reconstruction
     for name in [name for name in found if name.startswith("check.agg")]:
         # (B * S, L, C) or (B, S * L, C) -> (B, S, 8, 64)
-        found[name] = found[name].reshape(num_videos, num_frames, num_tokens, -1)[:, :, :8, :64]
+        found[name] = found[name].reshape(num_videos, num_frames, -1, found[name].shape[-1])[:, :, :8, :64]
     encodings = raw.pose_encodings
     cam_from_world, intrinsics_px = cameras_from_pose_encoding(encodings[:, -1], (height, width))
     found["pose_enc"] = encodings[:, -1]

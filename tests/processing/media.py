@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -52,11 +53,11 @@ def write_video(
                 stream.height, stream.width = rgb.shape[:2]
                 stream.pix_fmt = pix_fmt
                 if aspect is not None:
-                    stream.codec_context.sample_aspect_ratio = aspect
+                    stream.codec_context.sample_aspect_ratio = Fraction(aspect)
                 if rotation is not None:
                     stream.set_display_rotation(rotation, hflip=mirror)
                 if times is not None:
-                    stream.codec_context.time_base = "1/1000"
+                    stream.codec_context.time_base = Fraction(1, 1000)
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
             if times is not None:
                 frame.pts, frame.time_base = times[index], stream.codec_context.time_base

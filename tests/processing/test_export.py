@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import torch
 import trimesh
 from PIL import Image
 
+from vidllm.modeling_vidllm.scene_vidllm import VidLLMReconstruction
 from vidllm.processing import export as exports
 from vidllm.processing import pictures
 from vidllm.processing.export_meshes import corners_of_box, frustum_segments, tube_mesh
@@ -32,20 +32,6 @@ ALL_FILES = {
 }
 
 
-@dataclass
-class Reconstruction:
-    """Stands in for VidLLMReconstruction: the same fields, batch first."""
-
-    cam_from_world: torch.Tensor
-    intrinsics_px: torch.Tensor
-    depth: torch.Tensor
-    depth_confidence: torch.Tensor
-    points_world: torch.Tensor
-    room_from_world: torch.Tensor
-    metric_mask: torch.Tensor
-    video_size_shw: torch.Tensor
-
-
 def reconstruction_of(clip, metric=True, padding=(0, 0, 0)):
     """Ground truth of a clip in row 1 of a batch of two; row 0 is something else; `padding` adds frames, rows, columns of junk."""
     frames, height, width = clip.depth_m.shape
@@ -65,7 +51,7 @@ def reconstruction_of(clip, metric=True, padding=(0, 0, 0)):
         value = torch.nn.functional.pad(value, pads, value=77.0)
         return torch.stack([value + 5, value])
 
-    return Reconstruction(
+    return VidLLMReconstruction(
         cam_from_world=rows(clip.cam_from_world, 1),
         intrinsics_px=rows(clip.intrinsics_px, 1),
         depth=rows(clip.depth_m, 3),

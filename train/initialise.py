@@ -1,0 +1,326 @@
+"""Starting checkpoints: a complete Hub folder with fresh weights.
+
+A folder appears under its name only when everything is in it.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
+from vidllm.processing.processing_vidllm import VidLLMProcessor
+from vidllm.processing.video_processing_vidllm import VidLLMVideoProcessor
+from vidllm.train.presets import VidLLMPreset, preset
+from vidllm.train.tokenizer import add_vidllm_tokens, byte_level_tokenizer
+
+
+REPORT_NAME = "initialisation.json"
+MAX_NEW_TOKENS = 64
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What a folder must hold to be a Hub repository that loads with trust_remote_code.
+_REQUIRED_FILES = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "configuration_vidllm.py",
+    "modeling_vidllm.py",
+    "processing_vidllm.py",
+    "video_processing_vidllm.py",
+)
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: video-text-to-text
+license: apache-2.0
+tags:
+- vidllm
+- untrained
+---
+
+# {name}: untrained weights
+
+Every weight of this checkpoint was drawn at random (seed {seed}). It has the shapes of `{name}` ({description}) and runs through all of
+`vidllm`, but its answers, boxes and reconstructions mean nothing until it is trained.
+
+Tokenizer: bytes, no merges. Parameters: {total:,}. Details: `initialisation.json`.
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(path, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+```
+"""
+
+
+@contextmanager
+def _complete_folder(out_dir: str | Path) -> Iterator[Path]:
+    """A hidden folder beside `out_dir` that takes its name at the end; nothing of that name exists before."""
+    out_dir = Path(out_dir).absolute()
+    if out_dir.is_file() or (out_dir.is_dir() and any(out_dir.iterdir())):
+        raise ValueError(f"output folder: wanted a new or empty folder; got {out_dir}, which holds something already")
+    partial = None
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", suffix=".partial", dir=out_dir.parent))
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o777 & ~mask)
+    except OSError as error:
+        raise ValueError(f"output folder {out_dir}: cannot be made: {error.strerror or error}") from error
+    try:
+        yield partial
+        # Takes the place of an empty folder too.
+        partial.replace(out_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_files(
+    model: VidLLMForConditionalGeneration, processor: VidLLMProcessor, folder: Path, extra: dict[str, str]
+) -> None:
+    """All files of a checkpoint into an existing folder, checked for completeness; config.json is the last to appear."""
+    model.save_pretrained(str(folder))
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    # A folder without config.json does not load, so a run that is killed from here on leaves nothing that does.
+    (folder / "config.json").unlink()
+    processor.save_pretrained(str(folder))
+    for name, text in extra.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    missing = [name for name in _REQUIRED_FILES if not (folder / name).is_file()]
+    if missing or not list(folder.glob("*.safetensors")):
+        raise RuntimeError(f"checkpoint: saving left out {', '.join(missing) or 'the weights'}")
+
+
+def save_checkpoint(
+    model: VidLLMForConditionalGeneration,
+    processor: VidLLMProcessor,
+    out_dir: str | Path,
+    extra_files: dict[str, str] | None = None,
+) -> Path:
+    """Write a complete Hub folder: weights, config with every Auto class, code files, tokenizer, processor, generation config.
+
+    Args:
+        model (`VidLLMForConditionalGeneration`): With its `generation_config`.
+        processor (`VidLLMProcessor`): Fits the model's token ids and slots.
+        out_dir (`str` or `Path`): New or empty folder; parents are made.
+        extra_files (`dict[str, str]`, *optional*): Further text files by name, such as `README.md`.
+
+    Returns:
+        `Path`: the folder.
+
+    Raises:
+        ValueError: The folder holds something already or cannot be made, or processor and model disagree.
+
+    Source:
+        Ours: written beside and renamed, so that a killed run leaves nothing that loads.
+    """
+    for name in ("video_token_id", "coord_token_id", "loc_token_id"):
+        if getattr(model.config, name) != getattr(processor, name):
+            raise ValueError(
+                f"checkpoint: {name}: the model's config says {getattr(model.config, name)}, the processor {getattr(processor, name)}"
+            )
+    if model.config.num_scene_tokens != processor.num_scene_tokens:
+        raise ValueError(
+            f"checkpoint: num_scene_tokens: the model's config says {model.config.num_scene_tokens}, the processor "
+            f"{processor.num_scene_tokens}"
+        )
+    with _complete_folder(out_dir) as partial:
+        _write_files(model, processor, partial, extra_files or {})
+    return Path(out_dir)
+
+
+def build_processor(recipe: VidLLMPreset, tokenizer: Any, num_scene_tokens: int) -> VidLLMProcessor:
+    """The processor of a preset.
+
+    Args:
+        recipe (`VidLLMPreset`): Frame count, size, patch size, normalisation.
+        tokenizer (`PreTrainedTokenizerBase`): Knows the three tokens and has a chat template.
+        num_scene_tokens (`int`): `config.num_scene_tokens`.
+
+    Returns:
+        `VidLLMProcessor`: ready to save.
+
+    Source:
+        Ours.
+    """
+    video_processor = VidLLMVideoProcessor(
+        num_frames=recipe.num_frames,
+        size={"shortest_edge": recipe.shortest_edge},
+        patch_size=recipe.patch_size,
+        image_mean=recipe.image_mean,
+        image_std=recipe.image_std,
+    )
+    return VidLLMProcessor(
+        video_processor, tokenizer, num_scene_tokens=num_scene_tokens, chat_template=tokenizer.chat_template
+    )
+
+
+def count_parameters(model: torch.nn.Module) -> dict[str, int]:
+    """Parameters per part of a model, each counted once.
+
+    Args:
+        model (`VidLLMForConditionalGeneration`): May lie on the meta device.
+
+    Returns:
+        `dict[str, int]`: part (`encoder`, `adapter`, `reconstruction`, ..., `lm_head`) to number of values; a tied head counts 0.
+
+    Source:
+        Ours.
+    """
+    parts: dict[str, int] = {}
+    seen: set[int] = set()
+    named = [*model.model.named_children(), ("lm_head", model.lm_head)]
+    for name, module in named:
+        new = {id(value): value.numel() for value in module.parameters() if id(value) not in seen}
+        seen.update(new)
+        parts[name] = sum(new.values())
+    return parts
+
+
+def build_untrained(
+    preset_name: str, seed: int = 0, dtype: torch.dtype | str | None = None
+) -> tuple[VidLLMForConditionalGeneration, VidLLMProcessor]:
+    """A model with random weights and its processor with a byte-level tokenizer, in memory.
+
+    Args:
+        preset_name (`str`): One of the presets.
+        seed (`int`): Of torch's generator; the same seed gives the same weights. The caller's random state is left as it was.
+        dtype (`torch.dtype` or `str`, *optional*): Of what is not kept in float32; float32 if not given.
+
+    Returns:
+        `tuple`: model in evaluation mode, processor.
+
+    Raises:
+        ValueError: Unknown preset or dtype.
+
+    Source:
+        Ours.
+    """
+    recipe = preset(preset_name)
+    dtype = _checked_dtype(dtype)
+    tokenizer = byte_level_tokenizer(recipe.chat_template_family)
+    ids = add_vidllm_tokens(tokenizer)
+    text_changes = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text_changes["bos_token_id"] = tokenizer.bos_token_id
+    if not recipe.keeps_vocabulary:
+        text_changes["vocab_size"] = -(-len(tokenizer) // 8) * 8
+    config = recipe.config(text_config=text_changes, **ids)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VidLLMForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
+    _cast(model, dtype)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
+    return model, build_processor(recipe, tokenizer, config.num_scene_tokens)
+
+
+def _cast(model: VidLLMForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Change what `from_pretrained(dtype=)` would change: all parameters but those of the modules kept in float32."""
+    model.config.dtype = model.config.text_config.dtype = model.config.vision_config.dtype = dtype
+    for name, value in model.named_parameters():
+        if not any(kept in name for kept in model._keep_in_fp32_modules_strict):
+            value.data = value.data.to(dtype)
+
+
+def _checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """A floating dtype by name or itself."""
+    if dtype is None:
+        return torch.float32
+    wanted = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if wanted not in DTYPES.values():
+        raise ValueError(f"dtype: wanted one of {', '.join(DTYPES)}; got {dtype}")
+    return wanted
+
+
+def initialise(
+    preset_name: str, out_dir: str | Path, seed: int = 0, dtype: torch.dtype | str | None = None
+) -> dict[str, Any]:
+    """Write an untrained checkpoint folder.
+
+    Args:
+        preset_name (`str`): One of the presets.
+        out_dir (`str` or `Path`): New or empty folder.
+        seed (`int`): Of the random weights.
+        dtype (`torch.dtype` or `str`, *optional*): Of what is not kept in float32; float32 if not given.
+
+    Returns:
+        `dict`: what `initialisation.json` holds: preset, seed, `untrained`, total, and per part its source, seed, dtypes and
+        number of fresh parameters.
+
+    Raises:
+        ValueError: Unknown preset or dtype, or a folder that holds something already.
+
+    Source:
+        Ours.
+    """
+    recipe = preset(preset_name)
+    out_dir = Path(out_dir)
+    with _complete_folder(out_dir) as partial:
+        model, processor = build_untrained(preset_name, seed, dtype)
+        counts = count_parameters(model)
+        modules = {**dict(model.model.named_children()), "lm_head": model.lm_head}
+        report = {
+            "preset": preset_name,
+            "untrained": True,
+            "seed": seed,
+            "tokenizer": "byte-level",
+            "total_parameters": sum(counts.values()),
+            "parts": {
+                name: {
+                    "source": "random",
+                    "seed": seed,
+                    "fresh_parameters": count,
+                    "dtypes": sorted(
+                        {str(value.dtype).removeprefix("torch.") for value in modules[name].parameters()}
+                    ),
+                }
+                for name, count in counts.items()
+            },
+        }
+        card = _CARD.format(
+            name=preset_name, seed=seed, description=recipe.description, total=report["total_parameters"]
+        )
+        extra = {REPORT_NAME: json.dumps(report, indent=1) + "\n", "README.md": card}
+        _write_files(model, processor, partial, extra)
+    return report
+
+
+def is_untrained(folder: str | Path) -> bool:
+    """Whether a checkpoint folder says that its weights are random.
+
+    Args:
+        folder (`str` or `Path`): Local folder; anything else, such as a Hub id, counts as trained.
+
+    Returns:
+        `bool`: True if `initialisation.json` is there and marks the weights untrained.
+
+    Raises:
+        ValueError: The file is there but is not what this package writes.
+
+    Source:
+        Ours: commands print "untrained weights", so that nobody takes noise for a result.
+    """
+    path = Path(folder) / REPORT_NAME
+    if not path.is_file():
+        return False
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["untrained"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: wanted a JSON object with `untrained`; got something else ({error!r})") from error

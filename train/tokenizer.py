@@ -1,0 +1,134 @@
+"""Tokenizers: one that knows bytes alone, and the three tokens that Vid-LLM adds to any other."""
+
+import difflib
+from dataclasses import dataclass
+from importlib.resources import files
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+VIDEO_TOKEN, COORD_TOKEN, LOC_TOKEN = "<video>", "<coord>", "<loc>"
+VIDLLM_TOKENS = (VIDEO_TOKEN, COORD_TOKEN, LOC_TOKEN)
+
+
+@dataclass(frozen=True)
+class _ChatFamily:
+    """Template file and the tokens that it writes."""
+
+    template_file: str
+    pad_token: str
+    turn_tokens: tuple[str, ...]
+    eos_token: str
+    bos_token: str | None = None
+
+
+_FAMILIES = {
+    "chatml": _ChatFamily(
+        template_file="chat_template.jinja",
+        pad_token="<|endoftext|>",
+        turn_tokens=("<|im_start|>", "<|im_end|>"),
+        eos_token="<|im_end|>",
+    ),
+    "llama3": _ChatFamily(
+        template_file="chat_template_llama3.jinja",
+        pad_token="<|end_of_text|>",
+        turn_tokens=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        eos_token="<|eot_id|>",
+        bos_token="<|begin_of_text|>",
+    ),
+}
+CHAT_TEMPLATE_FAMILIES = tuple(_FAMILIES)
+
+
+def _family(name: str) -> _ChatFamily:
+    """The family of that name, or an error that asks for one."""
+    if name in _FAMILIES:
+        return _FAMILIES[name]
+    close = difflib.get_close_matches(str(name), _FAMILIES, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(
+        f"chat template family: wanted one of {', '.join(_FAMILIES)}, the one whose marks the language model was trained with; "
+        f"got {name!r}{hint}"
+    )
+
+
+def chat_template(family: str) -> str:
+    """The chat template of a language-model family.
+
+    Args:
+        family (`str`): `chatml` (Qwen and others) or `llama3`.
+
+    Returns:
+        `str`: Jinja text.
+
+    Raises:
+        ValueError: The family is unknown; a wrong template would make a silently worse model.
+
+    Source:
+        Ours: placeholders come from content blocks only.
+    """
+    return files("vidllm.processing").joinpath(_family(family).template_file).read_text(encoding="utf-8")
+
+
+def byte_level_tokenizer(chat_template_family: str = "chatml") -> PreTrainedTokenizerFast:
+    """A tokenizer that needs no training: one token per byte, and the special tokens.
+
+    Args:
+        chat_template_family (`str`): Whose turn marks and template it has.
+
+    Returns:
+        `PreTrainedTokenizerFast`: 256 bytes at ids 0..255 (in the order of their letters), then padding, turn marks, `<video>`, `<coord>`, `<loc>`; pads on the left; any
+        unicode text comes back unchanged.
+
+    Raises:
+        ValueError: The family is unknown.
+
+    Source:
+        Upstream: openai/gpt-2 byte-to-unicode table, through huggingface/tokenizers `ByteLevel`. Ours: no merges.
+    """
+    family = _family(chat_template_family)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    special = [family.pad_token, *family.turn_tokens, *VIDLLM_TOKENS]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=family.bos_token,
+        eos_token=family.eos_token,
+        pad_token=family.pad_token,
+        extra_special_tokens=[*family.turn_tokens, *VIDLLM_TOKENS],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        chat_template=chat_template(chat_template_family),
+    )
+
+
+def add_vidllm_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Add `<video>`, `<coord>` and `<loc>` to a tokenizer, where it lacks them.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Changed in place; its own tokens and ids stay.
+
+    Returns:
+        `dict[str, int]`: `video_token_id`, `coord_token_id`, `loc_token_id`, as the model's config names them.
+
+    Raises:
+        ValueError: A token is not one id afterwards.
+
+    Source:
+        Ours: as special tokens, so that a user's text can never spell one.
+    """
+    # As AddedTokens they also survive tokenizers that lower-case or strip.
+    tokenizer.add_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in VIDLLM_TOKENS], special_tokens=True
+    )
+    ids = {}
+    for token in VIDLLM_TOKENS:
+        encoded = tokenizer.encode(token, add_special_tokens=False)
+        if len(encoded) != 1:
+            raise ValueError(f"tokenizer: wanted one id for {token}; got {encoded}")
+        ids[f"{token.strip('<>')}_token_id"] = encoded[0]
+    return ids

@@ -26,7 +26,7 @@ from .metric_depth_vidllm import VidLLMMetricDepth
 from .prompt_vidllm import embed_prompt, is_token_mask, mask_empty_slots, position_ids_from_mask, resolve_scene_index
 from .ragged_vidllm import group_rows_by_size, ragged_masks, scatter_rows
 from .reconstruction_vidllm import VidLLMRawReconstruction, VidLLMReconstructor
-from .scene_tokens_vidllm import VidLLMPointEmbedding, VidLLMSceneTokens, normalise_relative_points
+from .scene_tokens_vidllm import VidLLMPointEmbedding, VidLLMSceneTokens, relative_point_scale
 from .scene_vidllm import VidLLMReconstruction, VidLLMScene
 
 
@@ -123,11 +123,15 @@ class VidLLMPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _no_split_modules = [
         "VidLLMReconstructionBlock",
-        "VidLLMCameraBlock",
         "VidLLMReconstructionTokens",
         "VidLLMBridgeTokens",
+        "VidLLMBridgeLayer",
+        "VidLLMConcatSelfAttentionLayer",
+        "VidLLMCrossAttentionLayer",
         "VidLLMMetricDepthDecoder",
         "VidLLMMetricBins",
+        "VidLLMGroundingLayer",
+        "VidLLMNoTarget",
     ]
     # geometry heads, learned tokens and bins: bfloat16 costs centimetres
     _keep_in_fp32_modules_strict = [
@@ -248,12 +252,9 @@ class VidLLMModel(VidLLMPreTrainedModel):
             valid_mask = (recon.depth > 0) & torch.isfinite(recon.points_world).all(dim=-1)
             rotation = recon.room_from_world[:, None, None]  # (B, 3, 3) -> (B, 1, 1, 3, 3)
             points_room = recon.points_world @ rotation.transpose(-1, -2)
-            relative = normalise_relative_points(points_room, valid_mask)
-            is_metric = recon.metric_mask[:, None, None, None, None]
-            # the factor is read off the points, so that boxes and prompts use the very same one
-            position_scale = _applied_factor(relative, points_room, valid_mask)
+            position_scale = relative_point_scale(points_room, valid_mask)
             position_scale = torch.where(recon.metric_mask, torch.ones_like(position_scale), position_scale)
-            points_room = torch.where(is_metric, points_room, relative)
+            points_room = points_room * position_scale[:, None, None, None, None]
         pooled = self.scene_tokens(lang_tokens, points_room, recon.depth_confidence, valid_mask, grid_hw)
         return VidLLMScene(
             tokens=pooled.tokens,
@@ -488,15 +489,6 @@ class VidLLMModel(VidLLMPreTrainedModel):
                 decoded.last_hidden_state, input_ids, scene, scene_index, proposal_boxes, proposal_mask
             )
         return output
-
-
-def _applied_factor(scaled: torch.Tensor, original: torch.Tensor, valid_mask: torch.Tensor) -> torch.Tensor:
-    """Factor between two point sets `(B, S, H, W, 3)` that differ by a scale -> `(B,)`; 1 without a valid point."""
-    weight = valid_mask[..., None].float()
-    sum_scaled = (torch.where(valid_mask[..., None], scaled, 0).abs() * weight).flatten(1).double().sum(1)
-    sum_original = (torch.where(valid_mask[..., None], original, 0).abs() * weight).flatten(1).double().sum(1)
-    factor = torch.where(sum_original > 0, sum_scaled / sum_original.clamp_min(1e-12), torch.ones_like(sum_original))
-    return factor.float()
 
 
 class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixin):

@@ -71,22 +71,6 @@ def relative_point_scale(points: torch.Tensor, valid_mask: torch.Tensor) -> torc
         return torch.stack(scales) if scales else points.new_zeros(0, dtype=torch.float32)
 
 
-def normalise_relative_points(points: torch.Tensor, valid_mask: torch.Tensor) -> torch.Tensor:
-    """Scale relative points so that the median distance to the origin is 2 in every scene.
-
-    Args:
-        points (`torch.Tensor` of shape `(batch, frames, height, width, 3)`): Relative points; origin = first camera.
-        valid_mask (`torch.BoolTensor` of shape `(batch, frames, height, width)`): Pixels that count, if finite too.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, frames, height, width, 3)`, float32; unchanged where no pixel counts.
-
-    Source:
-        Ours: see `relative_point_scale`, whose factor also fits coordinates and boxes of that scene.
-    """
-    return points.float() * relative_point_scale(points, valid_mask)[:, None, None, None, None]
-
-
 def patch_positions(
     points: torch.Tensor, confidence: torch.Tensor, valid_mask: torch.Tensor, grid_hw: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -331,7 +315,7 @@ class VidLLMSceneTokens(nn.Module):
             lang_tokens (`torch.Tensor` of shape `(batch, frames, patches, encoder_width)`): Language stream of the
                 adapter.
             points_room (`torch.Tensor` of shape `(batch, frames, height, width, 3)`): Points, room frame, metres (or
-                relative, scaled by `normalise_relative_points`). Non-finite points are left out. Detached here.
+                relative, scaled by `relative_point_scale`). Non-finite points are left out. Detached here.
             confidence (`torch.Tensor` of shape `(batch, frames, height, width)`): Positive weights within a patch.
             valid_mask (`torch.BoolTensor` of shape `(batch, frames, height, width)`): True for pixels that count.
             grid_hw (`tuple[int, int]`): Patch grid (rows, columns).
@@ -401,6 +385,5 @@ __all__ = [
     "VidLLMPositionMlp",
     "VidLLMSceneTokens",
     "VidLLMSceneTokensOutput",
-    "normalise_relative_points",
     "relative_point_scale",
 ]

@@ -68,7 +68,9 @@ def pack_chats(
         if room_from_world is None and getattr(scene, "reconstruction", None) is not None:
             room_from_world = scene.reconstruction.room_from_world
     elif scene_index is not None:
-        raise VidLLMInputError("scene_index: it says which row of scene= a chat is about; give scene=, or a video in each chat")
+        raise VidLLMInputError(
+            "scene_index: it says which row of scene= a chat is about; give scene=, or a video in each chat"
+        )
     rotations = _checked_rotations(room_from_world)
     packed = VidLLMPackedChats([], [], [], [])
     row_of_source: dict[Any, int] = {}
@@ -115,7 +117,9 @@ def _checked_rotations(room_from_world: Any) -> torch.Tensor | None:
     rotations = torch.as_tensor(room_from_world).detach().to("cpu", torch.float64)
     rotations = rotations[None] if rotations.ndim == 2 else rotations
     if rotations.ndim != 3 or rotations.shape[1:] != (3, 3):
-        raise VidLLMInputError(f"room_from_world: wanted the shape (3, 3) or (rows, 3, 3); got {tuple(rotations.shape)}")
+        raise VidLLMInputError(
+            f"room_from_world: wanted the shape (3, 3) or (rows, 3, 3); got {tuple(rotations.shape)}"
+        )
     error = (rotations @ rotations.mT - torch.eye(3, dtype=torch.float64)).abs().amax()
     if not torch.isfinite(rotations).all() or error > 1e-2 or (torch.linalg.det(rotations) < 0).any():
         raise VidLLMInputError(f"room_from_world: wanted rotations; got {rotations.tolist()}")
@@ -182,7 +186,9 @@ def _clean_block(block: Any, role: str, at: str, load_media: bool, media: list[A
         return {"type": "point", **_checked_point(block, at)}
     if kind == "box":
         if role != "assistant":
-            raise VidLLMInputError(f"{at}: a box belongs into an assistant's message; got one in a message of the {role}")
+            raise VidLLMInputError(
+                f"{at}: a box belongs into an assistant's message; got one in a message of the {role}"
+            )
         return {"type": "box"}
     raise VidLLMInputError(f"{at}: wanted blocks of the type text, video, point or box; got {block!r:.80}")
 
@@ -195,7 +201,9 @@ def _checked_point(block: dict, at: str) -> dict:
     try:
         xyz = [float(value) for value in ([] if isinstance(xyz, str) else xyz)]
     except (TypeError, ValueError):
-        raise VidLLMInputError(f"{at}: wanted a point with xyz = three numbers; got {block.get('xyz')!r:.80}") from None
+        raise VidLLMInputError(
+            f"{at}: wanted a point with xyz = three numbers; got {block.get('xyz')!r:.80}"
+        ) from None
     if len(xyz) != 3 or not all(math.isfinite(value) for value in xyz):
         raise VidLLMInputError(f"{at}: wanted a point with three finite coordinates; got {block.get('xyz')!r:.80}")
     return {"xyz": xyz, "frame": frame}

@@ -22,12 +22,17 @@ from .video_reading_vidllm import VidLLMInputError, VidLLMMissingFileError
 KEYS = ("cam_from_world", "intrinsics_px", "depth_m")
 ROTATION_TOLERANCE = 1e-2
 ASPECT_TOLERANCE = 0.02
-NUM_COLMAP_PARAMETERS = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4, "SIMPLE_RADIAL": 4, "RADIAL": 5, "OPENCV": 8, "FULL_OPENCV": 12}
+NUM_COLMAP_PARAMETERS = {
+    "SIMPLE_PINHOLE": 3,
+    "PINHOLE": 4,
+    "SIMPLE_RADIAL": 4,
+    "RADIAL": 5,
+    "OPENCV": 8,
+    "FULL_OPENCV": 12,
+}
 
 
-def intrinsics_to_model(
-    intrinsics_px: np.ndarray, from_hw: Sequence[int], metadata: dict[str, Any]
-) -> np.ndarray:
+def intrinsics_to_model(intrinsics_px: np.ndarray, from_hw: Sequence[int], metadata: dict[str, Any]) -> np.ndarray:
     """Pinhole intrinsics of the source picture as those of the model's input.
 
     Args:
@@ -72,7 +77,9 @@ def intrinsics_to_source(intrinsics_px: np.ndarray, metadata: dict[str, Any]) ->
     return scaled
 
 
-def prepare_geometry(source: Any, metadata: Sequence[dict[str, Any]], max_time_difference_s: float = 0.02) -> dict[str, torch.Tensor]:
+def prepare_geometry(
+    source: Any, metadata: Sequence[dict[str, Any]], max_time_difference_s: float = 0.02
+) -> dict[str, torch.Tensor]:
     """Given geometry of the sampled frames, resized and cropped as the frames were.
 
     Args:
@@ -120,7 +127,9 @@ def prepare_geometry(source: Any, metadata: Sequence[dict[str, Any]], max_time_d
         if key != "depth_m":
             packed += torch.eye(shape[0])
         for row, value in enumerate(values):
-            packed[row, : value.shape[0], : value.shape[1], : value.shape[2]] = torch.as_tensor(value, dtype=torch.float32)
+            packed[row, : value.shape[0], : value.shape[1], : value.shape[2]] = torch.as_tensor(
+                value, dtype=torch.float32
+            )
         geometry[key] = packed
     return geometry
 
@@ -130,7 +139,9 @@ def _split_batch(source: dict, metadata: Sequence[dict]) -> list[dict]:
     ranks = {"cam_from_world": 4, "intrinsics_px": 4, "depth_m": 4}
     for key, array in source.items():
         if np.ndim(array) != ranks.get(key, 4) or len(array) != len(metadata):
-            raise VidLLMInputError(f"geometry: wanted {key} with {len(metadata)} videos on the first axis; got {np.shape(array)}")
+            raise VidLLMInputError(
+                f"geometry: wanted {key} with {len(metadata)} videos on the first axis; got {np.shape(array)}"
+            )
     return [{key: array[row] for key, array in source.items()} for row in range(len(metadata))]
 
 
@@ -172,14 +183,20 @@ def _check_pose(cam_from_world: np.ndarray, name: str) -> None:
         raise VidLLMInputError(f"{name}: the pose is not finite (a lost camera?)")
     rotation = cam_from_world[:3, :3]
     error = np.abs(rotation @ rotation.T - np.eye(3)).max()
-    if error > ROTATION_TOLERANCE or np.linalg.det(rotation) < 0 or np.abs(cam_from_world[3] - [0, 0, 0, 1]).max() > 1e-6:
+    if (
+        error > ROTATION_TOLERANCE
+        or np.linalg.det(rotation) < 0
+        or np.abs(cam_from_world[3] - [0, 0, 0, 1]).max() > 1e-6
+    ):
         raise VidLLMInputError(f"{name}: the pose is not a rigid transform: {np.round(cam_from_world, 4).tolist()}")
 
 
 def _check_intrinsics(intrinsics_px: np.ndarray, name: str) -> None:
     """A pinhole camera or an error."""
     if not np.isfinite(intrinsics_px).all() or min(intrinsics_px[0, 0], intrinsics_px[1, 1]) <= 0:
-        raise VidLLMInputError(f"{name}: the intrinsics are not a pinhole camera: {np.round(intrinsics_px, 4).tolist()}")
+        raise VidLLMInputError(
+            f"{name}: the intrinsics are not a pinhole camera: {np.round(intrinsics_px, 4).tolist()}"
+        )
 
 
 def _from_arrays(source: dict, metadata: dict) -> dict[str, np.ndarray]:
@@ -201,8 +218,12 @@ def _from_arrays(source: dict, metadata: dict) -> dict[str, np.ndarray]:
             # (1, frames, ..) -> (frames, ..): a batch of one video
             array = array[0]
         wanted = shapes[key]
-        if array.ndim != 3 or any(want not in (None, have) for want, have in zip(wanted, array.shape[1:], strict=True)):
-            shape = "frames, " + ", ".join(str(side) if side else name for side, name in zip(wanted, ("height", "width"), strict=True))
+        if array.ndim != 3 or any(
+            want not in (None, have) for want, have in zip(wanted, array.shape[1:], strict=True)
+        ):
+            shape = "frames, " + ", ".join(
+                str(side) if side else name for side, name in zip(wanted, ("height", "width"), strict=True)
+            )
             raise VidLLMInputError(f"geometry: wanted {key} of shape ({shape}); got {array.shape}")
         if len(array) == total:
             array = array[indices]
@@ -215,7 +236,9 @@ def _from_arrays(source: dict, metadata: dict) -> dict[str, np.ndarray]:
             )
         given[key] = array
     if "intrinsics_px" in given:
-        given["intrinsics_px"] = intrinsics_to_model(given["intrinsics_px"], (metadata["height"], metadata["width"]), metadata)
+        given["intrinsics_px"] = intrinsics_to_model(
+            given["intrinsics_px"], (metadata["height"], metadata["width"]), metadata
+        )
     if "depth_m" in given:
         given["depth_m"] = _resize_depth(given["depth_m"], metadata)
     return given
@@ -270,7 +293,9 @@ def _from_cameras_json(path: str, metadata: dict) -> dict[str, np.ndarray]:
         for position, index in enumerate(metadata["frames_indices"]):
             name = _frame_name(metadata, position)
             if index not in row_of:
-                raise VidLLMInputError(f"{name}: {path} has no such frame; it holds {len(indices)} frames, up to {max(indices)}")
+                raise VidLLMInputError(
+                    f"{name}: {path} has no such frame; it holds {len(indices)} frames, up to {max(indices)}"
+                )
             matrices.append(_matrix(frames[row_of[index]].get(key), side, name))
         given[key] = np.stack(matrices)
     if not given:
@@ -430,7 +455,9 @@ def _read_colmap_cameras(folder: str) -> dict[int, tuple[np.ndarray, tuple[int, 
             (height, width),
         )
     if distorted:
-        warnings.warn(f"{folder}: the model is a pinhole camera; lens distortion in cameras.txt is ignored", stacklevel=5)
+        warnings.warn(
+            f"{folder}: the model is a pinhole camera; lens distortion in cameras.txt is ignored", stacklevel=5
+        )
     return cameras
 
 

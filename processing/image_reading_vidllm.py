@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -88,7 +89,9 @@ def read_frames(
     if isinstance(source, (list, tuple)):
         if len(source) == 0:
             raise VidLLMInputError("video: wanted at least one frame; got an empty list")
-        frames = [_local_path(os.fspath(frame)) if isinstance(frame, (str, os.PathLike)) else frame for frame in source]
+        frames = [
+            _local_path(os.fspath(frame)) if isinstance(frame, (str, os.PathLike)) else frame for frame in source
+        ]
         return _read_stills(frames, "list of frames", choose, convert)
     raise VidLLMInputError(
         f"video: wanted a path, a folder, a list of images or an array of frames; got {type(source).__name__}"
@@ -98,7 +101,7 @@ def read_frames(
 def _local_path(path: str) -> str:
     """An existing local path, or a clear error."""
     if path.startswith("file://"):
-        path = path[len("file://") :]
+        path = unquote(path[len("file://") :])
     elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
         raise VidLLMInputError(f"{path}: wanted a local path; got an address (download the file and give its path)")
     if not path.strip():
@@ -115,7 +118,9 @@ def _list_folder(folder: str) -> list[str]:
     names = [name for name in entries if is_image_path(name) and os.path.isfile(os.path.join(folder, name))]
     if not names:
         found = ", ".join(sorted(entries)[:3])
-        raise VidLLMInputError(f"{folder}: no image in this folder" + (f" (it holds {found})" if found else " (it is empty)"))
+        raise VidLLMInputError(
+            f"{folder}: no image in this folder" + (f" (it holds {found})" if found else " (it is empty)")
+        )
     times_s = _times_from_names(names)
     names = [names[i] for i in np.argsort(times_s, kind="stable")] if times_s else sorted(names, key=natural_key)
     return [os.path.join(folder, name) for name in names]
@@ -150,7 +155,9 @@ def _as_numpy(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def _read_stills(frames: list[Any], source: str, choose: Callable, convert: Callable) -> tuple[list[Any], dict[str, Any]]:
+def _read_stills(
+    frames: list[Any], source: str, choose: Callable, convert: Callable
+) -> tuple[list[Any], dict[str, Any]]:
     """Choose, open and convert frames that exist one by one."""
     times_s = _times_from_names(frames)
     wanted = choose(len(frames), times_s)
@@ -205,7 +212,9 @@ def _frame_hw(frame: Any, name: str) -> tuple[int, int]:
     if len(shape) == 3 and shape[-1] not in (1, 3, 4) and shape[0] in (1, 3, 4):
         shape = shape[1:]
     if len(shape) not in (2, 3) or 0 in shape:
-        raise VidLLMInputError(f"{name}: wanted an image or an array (height, width, 3); got {type(frame).__name__} {shape}")
+        raise VidLLMInputError(
+            f"{name}: wanted an image or an array (height, width, 3); got {type(frame).__name__} {shape}"
+        )
     return shape[0], shape[1]
 
 

@@ -38,7 +38,7 @@ class VidLLMProcessor(ProcessorMixin):
         ValueError: The tokenizer lacks one of the tokens.
 
     Source:
-        Paper: section 3.3 (scene tokens before the question). Upstream: huggingface/transformers `ProcessorMixin`. Ours: points, packing
+        Paper: the language model reads scene tokens, then the question. Upstream: huggingface/transformers `ProcessorMixin`. Ours: points, packing
         of prompts that share a video, sanitised text by default.
     """
 
@@ -110,7 +110,7 @@ class VidLLMProcessor(ProcessorMixin):
             `str`: `num_scene_tokens` placeholders.
 
         Source:
-            Paper: section 3.3. Ours: a fixed number of slots.
+            Ours: a fixed number of slots, so that prompts do not depend on the video.
         """
         return self.video_token * self.num_scene_tokens
 
@@ -227,7 +227,9 @@ class VidLLMProcessor(ProcessorMixin):
         """
         if images is not None or audio is not None:
             kind = "images" if images is not None else "audio"
-            raise VidLLMInputError(f"{kind}: this model takes videos; give a photograph as videos=[[image]] or in a video block")
+            raise VidLLMInputError(
+                f"{kind}: this model takes videos; give a photograph as videos=[[image]] or in a video block"
+            )
         if text is None and videos is None:
             raise VidLLMInputError("processor: wanted text, videos, or both; got neither")
         return_metadata = kwargs.get("return_metadata")
@@ -269,7 +271,11 @@ class VidLLMProcessor(ProcessorMixin):
     ) -> dict[str, Any]:
         """Expand placeholders, tokenise, and check that ids, videos and points fit together."""
         prompts = [text] if isinstance(text, str) else text
-        if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        if (
+            not isinstance(prompts, (list, tuple))
+            or not prompts
+            or not all(isinstance(prompt, str) for prompt in prompts)
+        ):
             raise VidLLMInputError(f"text: wanted a text or a list of texts; got {text!r:.80}")
         # Placeholders that sanitising marked as the user's own words are left alone by this.
         most = sum(prompt.count(self.video_token) for prompt in prompts)

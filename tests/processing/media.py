@@ -3,6 +3,8 @@
 import contextlib
 import warnings
 from fractions import Fraction
+from importlib.resources import files
+from pathlib import Path
 
 import av
 import numpy as np
@@ -10,7 +12,6 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from vidllm.processing import chat_template_for
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.processing.video_processing_vidllm import VidLLMVideoProcessor
 
@@ -80,9 +81,8 @@ def write_audio(path, seconds=0.5):
 
 def cut(path, target, share):
     """A copy of the first part of a file."""
-    data = open(path, "rb").read()
-    with open(target, "wb") as file:
-        file.write(data[: int(len(data) * share)])
+    data = Path(path).read_bytes()
+    Path(target).write_bytes(data[: int(len(data) * share)])
     return str(target)
 
 
@@ -98,6 +98,12 @@ def write_folder(folder, frames, names=None):
     for index, rgb in enumerate(frames):
         Image.fromarray(rgb).save(folder / (names[index] if names else f"frame_{index}.png"))
     return str(folder)
+
+
+def template(family):
+    """The shipped chat template of a family."""
+    name = {"chatml": "chat_template.jinja", "llama3": "chat_template_llama3.jinja"}[family]
+    return files("vidllm.processing").joinpath(name).read_text(encoding="utf-8")
 
 
 def byte_tokenizer():
@@ -120,7 +126,7 @@ def tiny_processor(**changes):
         VidLLMVideoProcessor(**settings),
         byte_tokenizer(),
         num_scene_tokens=NUM_SCENE_TOKENS,
-        chat_template=chat_template_for("chatml"),
+        chat_template=template("chatml"),
     )
 
 

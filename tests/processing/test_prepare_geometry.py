@@ -1,6 +1,7 @@
 """Given geometry: every source gives the same tensors, resized and cropped as the frames; bad ones name the frame."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,7 +50,12 @@ def quat_xyzw(rotation):
     """Slow and obvious: the eigenvector of the largest eigenvalue."""
     (a, b, c), (d, e, f), (g, h, i) = rotation
     k = np.array(
-        [[a - e - i, b + d, c + g, h - f], [b + d, e - a - i, f + h, c - g], [c + g, f + h, i - a - e, d - b], [h - f, c - g, d - b, a + e + i]]
+        [
+            [a - e - i, b + d, c + g, h - f],
+            [b + d, e - a - i, f + h, c - g],
+            [c + g, f + h, i - a - e, d - b],
+            [h - f, c - g, d - b, a + e + i],
+        ]
     )
     return np.linalg.eigh(k)[1][:, -1]
 
@@ -77,7 +83,13 @@ def write_cameras(path, indices=range(TOTAL), width=WIDTH, height=HEIGHT, unit="
         }
         for i in indices
     ]
-    cameras = {"convention": "cam_from_world, OpenCV axes, metres", "unit": unit, "width": width, "height": height, "frames": frames}
+    cameras = {
+        "convention": "cam_from_world, OpenCV axes, metres",
+        "unit": unit,
+        "width": width,
+        "height": height,
+        "frames": frames,
+    }
     path.write_text(json.dumps({**cameras, **changes}))
     return str(path)
 
@@ -127,7 +139,10 @@ def test_all_sources_agree(processor, inputs, tmp_path):
     names = [f"frame_{i:06d}.png" for i in range(TOTAL)]
     check(processor.prepare_geometry(write_cameras(tmp_path / "cameras.json"), inputs), indices)
     check(processor.prepare_geometry(write_cameras(tmp_path / "some.json", indices), inputs), indices)
-    check(processor.prepare_geometry(write_cameras(tmp_path / "double.json", width=128, height=96, scale=2.0), inputs), indices)
+    check(
+        processor.prepare_geometry(write_cameras(tmp_path / "double.json", width=128, height=96, scale=2.0), inputs),
+        indices,
+    )
     check(processor.prepare_geometry(write_colmap(tmp_path / "colmap", names), inputs), indices)
     check(processor.prepare_geometry(write_colmap(tmp_path / "half", names, scale=0.5), inputs), indices)
     check(processor.prepare_geometry(write_tum(tmp_path / "path.tum"), inputs), indices, intrinsics=False)
@@ -163,7 +178,11 @@ def test_chat_inputs_carry_the_metadata(processor, video):
 
 
 @given(
-    height=st.integers(60, 900), width=st.integers(60, 900), short=st.integers(28, 300), focal=st.floats(10, 2000), shift=st.floats(-20, 20)
+    height=st.integers(60, 900),
+    width=st.integers(60, 900),
+    short=st.integers(28, 300),
+    focal=st.floats(10, 2000),
+    shift=st.floats(-20, 20),
 )
 @settings(max_examples=60, deadline=None)
 def test_intrinsics_match_the_models_own_formulas(height, width, short, focal, shift):
@@ -171,7 +190,9 @@ def test_intrinsics_match_the_models_own_formulas(height, width, short, focal, s
     metadata = {"resized_hw": resized_hw, "crop_top_left": (top, left), "height": height, "width": width}
     matrix = np.array([[focal, 0, width / 2 + shift], [0, focal * 1.1, height / 2 - shift], [0, 0, 1]])
     got = intrinsics_to_model(matrix, (height, width), metadata)
-    theirs = crop_intrinsics(resize_intrinsics(torch.from_numpy(matrix).float(), (height, width), resized_hw), top, left)
+    theirs = crop_intrinsics(
+        resize_intrinsics(torch.from_numpy(matrix).float(), (height, width), resized_hw), top, left
+    )
     np.testing.assert_allclose(got, theirs.numpy(), rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(intrinsics_to_source(got, metadata), matrix, rtol=1e-9, atol=1e-9)
     # A point seen at a source pixel is seen where the resize and the crop put that pixel.
@@ -207,7 +228,9 @@ def test_depth_follows_the_pixels(processor, inputs):
                 assert abs(float(got[0, frame, row, column]) - wanted) < 1e-5
     low = processor.prepare_geometry({"depth_m": depth[:, ::2, ::2]}, inputs)["depth_m"]
     assert low.shape == got.shape
-    with pytest.raises(VidLLMInputError, match="wanted depth_m for pictures like the upright source frame, 64x48; got 48x64"):
+    with pytest.raises(
+        VidLLMInputError, match="wanted depth_m for pictures like the upright source frame, 64x48; got 48x64"
+    ):
         processor.prepare_geometry({"depth_m": depth.transpose(0, 2, 1)}, inputs)
 
 
@@ -215,14 +238,20 @@ def test_folder_by_file_name_and_by_time(processor, tmp_path):
     frames = [picture(i) for i in range(TOTAL)]
     names = [f"{1000 + i / 10:.3f}.png" for i in range(TOTAL)]
     inputs = processor.video_processor(write_folder(tmp_path / "frames", frames, names))
-    geometry = processor.prepare_geometry(write_tum(tmp_path / "path.txt", [1000 + i / 10 + 0.01 for i in range(TOTAL)]), inputs)
+    geometry = processor.prepare_geometry(
+        write_tum(tmp_path / "path.txt", [1000 + i / 10 + 0.01 for i in range(TOTAL)]), inputs
+    )
     check(geometry, [0, 3, 5, 8], intrinsics=False)
     check(processor.prepare_geometry(write_colmap(tmp_path / "colmap", names), inputs), [0, 3, 5, 8])
     with pytest.raises(VidLLMInputError, match=r"frame 0 \(1000\.000\.png\): no pose .* within 0\.005 s"):
         processor.prepare_geometry(str(tmp_path / "path.txt"), inputs, max_time_difference_s=0.005)
     # Names without times: the index stands for the time.
     inputs = processor.video_processor(write_folder(tmp_path / "plain", frames))
-    check(processor.prepare_geometry(write_tum(tmp_path / "index.tum", range(TOTAL)), inputs), [0, 3, 5, 8], intrinsics=False)
+    check(
+        processor.prepare_geometry(write_tum(tmp_path / "index.tum", range(TOTAL)), inputs),
+        [0, 3, 5, 8],
+        intrinsics=False,
+    )
 
 
 def test_one_file_name_missing_is_not_replaced_by_a_number(processor, tmp_path):
@@ -274,13 +303,22 @@ def broken(frame, **changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"value": np.nan}, {"value": np.inf}, {"value": 7.0}, {"scale": 1.1}, {"scale": 0.0}, {"mirror": True}, {"bottom": 0.5}]
+    "changes",
+    [
+        {"value": np.nan},
+        {"value": np.inf},
+        {"value": 7.0},
+        {"scale": 1.1},
+        {"scale": 0.0},
+        {"mirror": True},
+        {"bottom": 0.5},
+    ],
 )
 def test_invalid_pose_names_the_frame(processor, inputs, tmp_path, changes):
     poses = broken(5, **changes)
     with pytest.raises(ValueError, match=r"geometry of frame 5 \(0\.500 s\): the pose is not"):
         processor.prepare_geometry({"cam_from_world": poses}, inputs)
-    cameras = json.loads(open(write_cameras(tmp_path / "cameras.json")).read())
+    cameras = json.loads(Path(write_cameras(tmp_path / "cameras.json")).read_text())
     cameras["frames"][5]["cam_from_world"] = poses[5].tolist()
     (tmp_path / "cameras.json").write_text(json.dumps(cameras))
     with pytest.raises(ValueError, match="geometry of frame 5"):
@@ -290,11 +328,11 @@ def test_invalid_pose_names_the_frame(processor, inputs, tmp_path, changes):
 def test_shorter_sources_name_the_frame(processor, inputs, tmp_path):
     with pytest.raises(ValueError, match=r"frame 8 .*has 7 entries, wanted 9 .* or 4"):
         processor.prepare_geometry({"cam_from_world": POSES[:7]}, inputs)
-    with pytest.raises(ValueError, match="frame 8 .*has no such frame; it holds 6 frames, up to 5"):
+    with pytest.raises(ValueError, match=r"frame 8 .*has no such frame; it holds 6 frames, up to 5"):
         processor.prepare_geometry(write_cameras(tmp_path / "cameras.json", range(6)), inputs)
     with pytest.raises(ValueError, match=r"frame 8 .*no pose .*spans 0\.000 to 0\.600 s"):
         processor.prepare_geometry(write_tum(tmp_path / "path.tum", poses=POSES[:7]), inputs)
-    with pytest.raises(ValueError, match="frame 8 .*has no image of this frame among its 7"):
+    with pytest.raises(ValueError, match=r"frame 8 .*has no image of this frame among its 7"):
         processor.prepare_geometry(write_colmap(tmp_path / "colmap", [f"{i}.png" for i in range(7)]), inputs)
 
 
@@ -309,7 +347,7 @@ def test_unsorted_sources_name_the_frame(processor, inputs, tmp_path):
 
 
 def test_bad_quaternion_names_the_frame(processor, inputs, tmp_path):
-    lines = open(write_tum(tmp_path / "path.tum")).read().splitlines()
+    lines = Path(write_tum(tmp_path / "path.tum")).read_text().splitlines()
     for words, reason in (("0 0 0 0", "unit quaternion"), ("1 1 1 1", "unit quaternion"), ("nan 0 0 1", "not finite")):
         lines[6] = " ".join(lines[6].split()[:4] + words.split())
         (tmp_path / "path.tum").write_text("\n".join(lines))

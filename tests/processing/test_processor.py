@@ -40,7 +40,8 @@ def ask(video, words="How many?"):
 
 def encode(processor, chat, **kwargs):
     return processor.apply_chat_template(
-        chat, **{"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt", **kwargs}
+        chat,
+        **{"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt", **kwargs},
     )
 
 
@@ -106,7 +107,9 @@ def test_chats_share_a_video(processor, videos, tmp_path, monkeypatch):
     decoded = []
     read = VidLLMVideoProcessor.preprocess
     monkeypatch.setattr(
-        VidLLMVideoProcessor, "preprocess", lambda self, videos, **kw: decoded.append(list(videos)) or read(self, videos, **kw)
+        VidLLMVideoProcessor,
+        "preprocess",
+        lambda self, videos, **kw: decoded.append(list(videos)) or read(self, videos, **kw),
     )
     monkeypatch.chdir(os.path.dirname(videos[0]))
     chats = [ask(videos[1]), ask(videos[0]), ask("a.mp4", "Again?"), ask(None), ask(videos[1]), ask("./b.mp4")]
@@ -171,10 +174,16 @@ def test_plain_call(processor, videos):
     for key in wanted:
         assert torch.equal(inputs[key], wanted[key])
     inputs = processor(
-        text=["<video>a", "b", "<video>cc"], videos=videos, coord_points_world=None, return_tensors="pt", padding_side="right"
+        text=["<video>a", "b", "<video>cc"],
+        videos=videos,
+        coord_points_world=None,
+        return_tensors="pt",
+        padding_side="right",
     )
     assert inputs["scene_index"].tolist() == [0, -1, 1]
-    inputs = processor(text=["<video>a", "<video>bb<coord>", "c"], videos=videos[0], coord_points_world=[[], [[1, 2, 3]], []])
+    inputs = processor(
+        text=["<video>a", "<video>bb<coord>", "c"], videos=videos[0], coord_points_world=[[], [[1, 2, 3]], []]
+    )
     assert inputs["scene_index"].tolist() == [0, 0, -1]
     assert inputs["coord_mask"].tolist() == [[False], [True], [False]]
     inputs = processor(text=["<video>a", "<video>b", "c"], videos=videos, scene_index=[1, 1, -1])
@@ -251,7 +260,9 @@ def test_post_process_grounding(processor, as_dict):
     assert post(min_boxes=9)[1] == [[0, 1, 2], [4, 5, 6]]
     assert post(no_target_scores=None)[1] == [[0, 1, 2], [4, 5, 6]]
     assert post(box_unit="relative")[0][0]["unit"] == "relative"
-    assert post(boxes=None, box_scores=None, box_token_index=None, no_target_scores=None, sequences=torch.zeros(2, 7))[1] == [[], []]
+    assert post(boxes=None, box_scores=None, box_token_index=None, no_target_scores=None, sequences=torch.zeros(2, 7))[
+        1
+    ] == [[], []]
 
 
 def test_post_process_grounding_refuses_bare_ids(processor):
@@ -311,7 +322,9 @@ def test_saved_folder_is_flat_and_complete(processor, tmp_path, repository):
     assert shipped == {path.name for path in folder.glob("*.py")}
     config = json.loads((folder / "processor_config.json").read_text())
     assert config["auto_map"] == {"AutoProcessor": "processing_vidllm.VidLLMProcessor"}
-    assert config["image_processor"]["auto_map"]["AutoImageProcessor"] == "video_processing_vidllm.VidLLMVideoProcessor"
+    assert (
+        config["image_processor"]["auto_map"]["AutoImageProcessor"] == "video_processing_vidllm.VidLLMVideoProcessor"
+    )
     assert config["num_scene_tokens"] == NUM_SCENE_TOKENS
     assert (folder / "chat_template.jinja").read_text() == processor.chat_template
 

@@ -64,7 +64,9 @@ def test_resize_equals_a_slow_reference():
         for row in range(target):
             centre = (row + 0.5) * scale
             x = np.abs((np.arange(source) + 0.5 - centre) / max(scale, 1))
-            cubic = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
+            cubic = np.where(
+                x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0)
+            )
             cubic[np.abs(np.arange(source) + 0.5 - centre) > support] = 0
             matrix[row] = cubic / cubic.sum()
         return matrix
@@ -97,7 +99,9 @@ def test_crop_is_centred():
     info = inputs.video_metadata[0]
     assert info["crop_top_left"] == (1, 2)
     assert info["out_hw"] == (28, 42)
-    np.testing.assert_array_equal(processor().denormalize(inputs["pixel_values_videos"])[0].numpy(), frames[:, 1:29, 2:44])
+    np.testing.assert_array_equal(
+        processor().denormalize(inputs["pixel_values_videos"])[0].numpy(), frames[:, 1:29, 2:44]
+    )
 
 
 def test_sampling_defaults_and_overrides(tmp_path):
@@ -116,7 +120,9 @@ def test_sampling_defaults_and_overrides(tmp_path):
     assert VidLLMVideoProcessor().num_frames == 32
 
 
-@pytest.mark.parametrize("kwargs", [{"num_frames": 2, "fps": 1.0}, {"num_frames": 0}, {"fps": 0.0}, {"fps": float("nan")}])
+@pytest.mark.parametrize(
+    "kwargs", [{"num_frames": 2, "fps": 1.0}, {"num_frames": 0}, {"fps": 0.0}, {"fps": float("nan")}]
+)
 def test_contradictory_sampling(kwargs):
     with pytest.raises(ValueError, match="sampling: wanted"):
         processor()([picture(0), picture(1)], **kwargs)
@@ -126,7 +132,13 @@ def test_contradictory_sampling(kwargs):
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"patch_size": 0}, {"image_mean": [1.0]}, {"image_std": [1.0, 0.0, 1.0]}, {"size": {"height": 3}}, {"size": {"shortest_edge": 0}}],
+    [
+        {"patch_size": 0},
+        {"image_mean": [1.0]},
+        {"image_std": [1.0, 0.0, 1.0]},
+        {"size": {"height": 3}},
+        {"size": {"shortest_edge": 0}},
+    ],
 )
 def test_bad_settings(kwargs):
     with pytest.raises(ValueError, match="wanted"):
@@ -168,7 +180,14 @@ def test_one_video_or_several(tmp_path):
     array = np.stack(frames)
     counts = {
         1: [path, folder, stills, images, frames, array, images[0], stills[0], [path], [stills], [images], [array]],
-        2: [[path, folder], [stills, stills], [images, images], [array, array], np.stack([array, array]), [[path], [path]]],
+        2: [
+            [path, folder],
+            [stills, stills],
+            [images, images],
+            [array, array],
+            np.stack([array, array]),
+            [[path], [path]],
+        ],
         3: [[path, stills, array]],
     }
     for count, forms in counts.items():
@@ -187,7 +206,9 @@ def test_different_sizes_are_cropped_to_the_first_with_one_warning(tmp_path):
         image = np.zeros((height, width, 3), np.uint8)
         image[:, width // 2 :] = 255  # the edge stays in the middle of a centre crop
         Image.fromarray(image).save(folder / f"{index}.png")
-    with pytest.warns(UserWarning, match=r"cropped to the first one's 84x56 pixels \(3 of 4; .*1\.png is 168x112") as caught:
+    with pytest.warns(
+        UserWarning, match=r"cropped to the first one's 84x56 pixels \(3 of 4; .*1\.png is 168x112"
+    ) as caught:
         inputs = processor()(str(folder))
     assert len(caught) == 1
     assert inputs["video_size_shw"].tolist() == [[4, 28, 42]]
@@ -245,7 +266,13 @@ def test_return_forms(tmp_path):
 
 
 def test_save_and_load(tmp_path):
-    own = processor(fps=3.0, num_frames=None, patch_size=16, image_std=[0.5, 0.5, 0.5], size={"shortest_edge": 32, "longest_edge": 64})
+    own = processor(
+        fps=3.0,
+        num_frames=None,
+        patch_size=16,
+        image_std=[0.5, 0.5, 0.5],
+        size={"shortest_edge": 32, "longest_edge": 64},
+    )
     own.save_pretrained(tmp_path)
     again = VidLLMVideoProcessor.from_pretrained(tmp_path)
     for name in ("fps", "num_frames", "patch_size", "image_mean", "image_std", "size", "do_sample_frames"):
@@ -253,7 +280,9 @@ def test_save_and_load(tmp_path):
     assert VidLLMVideoProcessor.from_pretrained(tmp_path, fps=None, num_frames=7).num_frames == 7
     frames = np.stack([picture(i) for i in range(3)])
     kwargs = {"num_frames": 2}
-    torch.testing.assert_close(own(frames, **kwargs)["pixel_values_videos"], again(frames, **kwargs)["pixel_values_videos"], atol=0, rtol=0)
+    torch.testing.assert_close(
+        own(frames, **kwargs)["pixel_values_videos"], again(frames, **kwargs)["pixel_values_videos"], atol=0, rtol=0
+    )
 
 
 def test_real_data(repository):

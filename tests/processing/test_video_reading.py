@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,9 @@ from .media import cut, decode_all, picture, write_audio, write_folder, write_vi
 def read(source, num_frames=None, fps=None):
     """Frames as arrays, their shown sizes, metadata."""
     kept, info = read_frames(
-        source, lambda total, times: choose_frames(total, times, num_frames, fps), lambda rgb, hw, name: (rgb.copy(), hw)
+        source,
+        lambda total, times: choose_frames(total, times, num_frames, fps),
+        lambda rgb, hw, name: (rgb.copy(), hw),
     )
     return [rgb for rgb, _ in kept], [hw for _, hw in kept], info
 
@@ -81,6 +85,35 @@ def test_equals_sequential_decoding(tmp_path, name, codec, options, num_frames):
         np.testing.assert_array_equal(frame, reference[index])
 
 
+def test_trimmed_without_reencoding(tmp_path):
+    """An edit list hides the frames between the keyframe and the cut; players and we do not show them."""
+    whole = write_video(tmp_path / "whole.mp4", [picture(i) for i in range(30)], options={"g": "10", "bf": "2"})
+    with av.open(whole) as source, av.open(str(tmp_path / "trimmed.mp4"), "w") as target:
+        stream = source.streams.video[0]
+        out = target.add_stream_from_template(stream)
+        shift = 14 * round(1 / (10 * stream.time_base))
+        for packet in source.demux(stream):
+            if packet.dts is None or packet.pts < 10 * shift // 14:
+                continue
+            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, out
+            target.mux(packet)
+    reference = decode_all(tmp_path / "trimmed.mp4")
+    frames, _, info = read(tmp_path / "trimmed.mp4")
+    assert info["total_num_frames"] == len(reference) == 16
+    assert info["timestamps_s"][0] == 0
+    np.testing.assert_array_equal(np.stack(frames), np.stack(reference))
+    np.testing.assert_array_equal(frames[0], decode_all(whole)[14])
+
+
+def test_animation(tmp_path):
+    frames = [Image.fromarray(picture(i)).quantize(32) for i in range(5)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100)
+    reference = decode_all(tmp_path / "a.gif")
+    got, _, info = read(tmp_path / "a.gif", 3)
+    assert info["total_num_frames"] == len(reference) == 5
+    np.testing.assert_array_equal(np.stack(got), np.stack(reference)[[0, 2, 4]])
+
+
 def test_packet_count_that_is_wrong_is_corrected(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", [picture(i) for i in range(12)])
     scan = video_reading_vidllm._scan_packets
@@ -129,7 +162,9 @@ def test_display_matrix_is_honoured(tmp_path, rotation, mirror):
         np.testing.assert_array_equal(frame, wanted)
 
 
-@pytest.mark.parametrize(("aspect", "size_hw"), [("2/1", (48, 128)), ("1/2", (96, 64)), ("16/15", (48, 68)), ("1/1", (48, 64))])
+@pytest.mark.parametrize(
+    ("aspect", "size_hw"), [("2/1", (48, 128)), ("1/2", (96, 64)), ("16/15", (48, 68)), ("1/1", (48, 64))]
+)
 def test_pixel_aspect_is_honoured(tmp_path, aspect, size_hw):
     path = write_video(tmp_path / "dv.mp4", [picture(i) for i in range(3)], aspect=aspect)
     _, sizes, _ = read(path)
@@ -153,7 +188,9 @@ def test_truncated_mp4_is_an_error_that_counts(tmp_path, share):
         tmp_path / "whole.mp4", noise(40), options={"crf": "0", "bf": "2"}, container_options={"movflags": "faststart"}
     )
     path = cut(whole, tmp_path / "cut.mp4", share)
-    with pytest.raises(VidLLMInputError, match=r"cut\.mp4: truncated video: (\d+) of 40 frames could be decoded") as caught:
+    with pytest.raises(
+        VidLLMInputError, match=r"cut\.mp4: truncated video: (\d+) of 40 frames could be decoded"
+    ) as caught:
         read(path, 4)
     decoded = int(str(caught.value).split("video: ")[1].split(" of")[0])
     assert abs(decoded - 40 * share) < 6
@@ -162,7 +199,11 @@ def test_truncated_mp4_is_an_error_that_counts(tmp_path, share):
 
 @pytest.mark.parametrize(
     ("name", "codec", "options"),
-    [("a.mkv", "libx264", {"crf": "0"}), ("a.avi", "mpeg4", {"qscale": "1"}), ("a.webm", "libvpx", {"crf": "4", "b": "8M"})],
+    [
+        ("a.mkv", "libx264", {"crf": "0"}),
+        ("a.avi", "mpeg4", {"qscale": "1"}),
+        ("a.webm", "libvpx", {"crf": "4", "b": "8M"}),
+    ],
 )
 def test_other_containers_that_are_cut(tmp_path, name, codec, options):
     whole = write_video(tmp_path / name, noise(40), codec=codec, options=options)
@@ -177,11 +218,11 @@ def test_mp4_without_its_index(tmp_path):
 
 
 def test_damage_in_the_middle(tmp_path):
-    path = write_video(tmp_path / "a.mp4", noise(30), options={"crf": "0"})
-    data = bytearray(open(path, "rb").read())
+    path = Path(write_video(tmp_path / "a.mp4", noise(30), options={"crf": "0"}))
+    data = bytearray(path.read_bytes())
     middle = len(data) // 2
     data[middle : middle + len(data) // 5] = bytes(len(data) // 5)
-    open(path, "wb").write(data)
+    path.write_bytes(data)
     with pytest.raises(VidLLMInputError, match="of 30 frames could be decoded"):
         read(path, 4)
 
@@ -212,7 +253,18 @@ def bad_files(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["text.mp4", "text.txt", "list.m3u8", "zero.mp4", "zero.png", "text.jpg", "empty", "notes", "nothing.mp4", "no/folder"],
+    [
+        "text.mp4",
+        "text.txt",
+        "list.m3u8",
+        "zero.mp4",
+        "zero.png",
+        "text.jpg",
+        "empty",
+        "notes",
+        "nothing.mp4",
+        "no/folder",
+    ],
 )
 def test_bad_files_give_one_clear_line(tmp_path, name):
     reason = bad_files(tmp_path)[name]
@@ -249,7 +301,9 @@ def test_file_address_home_and_colon(tmp_path, monkeypatch):
     assert read("~/take:2.mp4")[2]["total_num_frames"] == 2
 
 
-@pytest.mark.parametrize("source", [None, 7, {"path": "a.mp4"}, [], "", np.zeros((4, 5)), np.zeros((0, 4, 4, 3)), ["a", 3]])
+@pytest.mark.parametrize(
+    "source", [None, 7, {"path": "a.mp4"}, [], "", np.zeros((4, 5)), np.zeros((0, 4, 4, 3)), ["a", 3]]
+)
 def test_other_things_are_refused(source):
     with pytest.raises(VidLLMInputError):
         read(source)
@@ -257,7 +311,16 @@ def test_other_things_are_refused(source):
 
 def test_natural_order():
     names = ["f10.png", "f9.png", "f1.png", "10.png", "9.png", "f1b2.png", "f1b10.png", "F2.png"]
-    assert sorted(names, key=natural_key) == ["9.png", "10.png", "f1.png", "f1b2.png", "f1b10.png", "F2.png", "f9.png", "f10.png"]
+    assert sorted(names, key=natural_key) == [
+        "9.png",
+        "10.png",
+        "f1.png",
+        "f1b2.png",
+        "f1b10.png",
+        "F2.png",
+        "f9.png",
+        "f10.png",
+    ]
 
 
 def test_folder_in_natural_order(tmp_path):
@@ -355,7 +418,9 @@ def test_exif_orientation(tmp_path, orientation):
     np.testing.assert_array_equal(frames[0], shown)
 
 
-@pytest.mark.parametrize(("value", "reason"), [(np.nan, "NaN"), (np.inf, "infinite"), (1.5, "0..1"), (-0.5, "0..1"), (200.0, "0..1")])
+@pytest.mark.parametrize(
+    ("value", "reason"), [(np.nan, "NaN"), (np.inf, "infinite"), (1.5, "0..1"), (-0.5, "0..1"), (200.0, "0..1")]
+)
 def test_bad_pixels_name_the_frame(value, reason):
     frames = np.stack([picture(i) for i in range(5)]).astype(np.float32) / 255
     frames[3, 10, 20, 1] = value
@@ -363,15 +428,19 @@ def test_bad_pixels_name_the_frame(value, reason):
         read(frames)
 
 
-@pytest.mark.parametrize("frame", [np.full((4, 6, 3), 300), np.full((4, 6, 3), -1), np.zeros((4, 6, 3), bool), np.zeros((4, 6, 3), complex)])
+@pytest.mark.parametrize(
+    "frame", [np.full((4, 6, 3), 300), np.full((4, 6, 3), -1), np.zeros((4, 6, 3), bool), np.zeros((4, 6, 3), complex)]
+)
 def test_bad_pixel_types(frame):
-    with pytest.raises(VidLLMInputError, match="frame 0.*wanted"):
+    with pytest.raises(VidLLMInputError, match=r"frame 0.*wanted"):
         read([frame])
 
 
 def test_portrait_and_landscape_name_the_files(tmp_path):
     folder = write_folder(tmp_path / "mixed", [picture(0), picture(1), picture(2, 64, 48), picture(3)])
-    with pytest.raises(VidLLMInputError, match=r"frame_0\.png is 64x48 \(landscape\).*frame_2\.png is 48x64 \(portrait\)"):
+    with pytest.raises(
+        VidLLMInputError, match=r"frame_0\.png is 64x48 \(landscape\).*frame_2\.png is 48x64 \(portrait\)"
+    ):
         read(folder, 2)  # although frame 2 is not sampled
 
 
@@ -433,7 +502,9 @@ def measure(path, num_frames):
 def write_flat(path, count, height, width, container_options=None):
     """Cheap to encode: flat frames that tell their index by brightness."""
     frames = (np.full((height, width, 3), 30 + (i * 7) % 190, np.uint8) for i in range(count))
-    return write_video(path, frames, options={"preset": "ultrafast", "crf": "30", "g": "50"}, container_options=container_options)
+    return write_video(
+        path, frames, options={"preset": "ultrafast", "crf": "30", "g": "50"}, container_options=container_options
+    )
 
 
 def expected_mean(index):

@@ -1,7 +1,7 @@
 """Configuration of a Vid-LLM checkpoint. Imports no torch."""
 
 import difflib
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
@@ -182,8 +182,18 @@ class VidLLMConfig(PreTrainedConfig):
     max_boxes_per_loc: int = 8
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        for part, names in (
+            ("vision_config", ("hidden_size", "num_hidden_layers", "patch_size")),
+            ("text_config", ("hidden_size", "vocab_size")),
+        ):
+            sub_config = getattr(self, part)
+            missing = [name for name in names if not hasattr(sub_config, name)]
+            if missing:
+                raise ValueError(
+                    f"{part}: wanted a model with {', '.join(names)}; got {sub_config.model_type!r} without {', '.join(missing)}"
+                )
         if self.metric_depth_layers is None:
             self.metric_depth_layers = self._spread(self.vision_config.num_hidden_layers)
         if self.reconstruction_tap_layers is None:

@@ -5,6 +5,7 @@ Shapes: B batch, L query tokens, M key tokens, C channels.
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -148,6 +149,11 @@ class VidLLMLayerScale(nn.Module):
         super().__init__()
         self.init_value = init_value
         self.gamma = nn.Parameter(torch.full((dim,), init_value))
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Set the initial factor again: a checkpoint may lack it."""
+        init.constant_(self.gamma, self.init_value)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(..., dim)` -> `(..., dim)`."""

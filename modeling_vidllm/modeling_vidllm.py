@@ -124,6 +124,7 @@ class VidLLMPreTrainedModel(PreTrainedModel):
     _no_split_modules = [
         "VidLLMReconstructionBlock",
         "VidLLMReconstructionTokens",
+        "VidLLMEmptyPose",
         "VidLLMBridgeTokens",
         "VidLLMBridgeLayer",
         "VidLLMConcatSelfAttentionLayer",
@@ -170,6 +171,9 @@ class VidLLMPreTrainedModel(PreTrainedModel):
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        getattr(
+            model, "model", model
+        )._restore_float32()  # parts that the checkpoint lacks are made in the model's dtype
         for tensor in [*model.parameters(), *model.buffers()]:
             if type(tensor.data) is torch.Tensor and tensor.device.type == "cpu" and tensor.data_ptr() % 64:
                 tensor.data = tensor.data.clone()
@@ -208,6 +212,27 @@ class VidLLMModel(VidLLMPreTrainedModel):
                     if next(module.parameters(recurse=False), None) is not None
                     and next(module.children(), None) is not None
                 }
+
+        self._restore_float32()  # `from_config(dtype=...)` builds everything in that dtype
+
+    def _float32_parameters(self) -> dict:
+        """Parameters that stay in float32 in a half-precision model, by name."""
+        kept = VidLLMPreTrainedModel._keep_in_fp32_modules_strict
+        return {name: p for name, p in self.named_parameters() if any(f"{part}." in f"{name}." for part in kept)}
+
+    def _restore_float32(self, exact: dict | None = None) -> None:
+        """Undo a cast to half precision of those parameters, from their exact values where these are known."""
+        for name, parameter in self._float32_parameters().items():
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                source = parameter.data if exact is None or name not in exact else exact[name]
+                parameter.data = source.to(parameter.device, torch.float32)
+
+    def _apply(self, fn, recurse: bool = True):  # noqa: ANN001, ANN202
+        """`to(torch.bfloat16)` and `half()` cast the model as loading with that dtype would: geometry heads stay in float32."""
+        exact = {name: parameter.data for name, parameter in self._float32_parameters().items()}
+        super()._apply(fn, recurse)
+        self._restore_float32(exact)
+        return self
 
     # ------------------------------------------------------------------ video -> scene
 

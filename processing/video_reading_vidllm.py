@@ -239,7 +239,7 @@ def _scan_packets(path: str) -> _Scan:
         declared_s = _declared_duration_s(stream)
         if "mp4" in container.format.name and entries:
             # The index lists every sample with its place in the file; what lies behind the end of the file is missing.
-            if 0 > os.path.getsize(path):
+            if max(entry.pos + entry.size for entry in entries) > os.path.getsize(path):
                 damage, num_frames = "truncated video", max(num_frames, len(entries))
         elif declared_s and packets and declared_s - end_s > MISSING_SECONDS:
             damage = f"truncated video ({end_s:.1f} of {declared_s:.1f} s)"

@@ -275,6 +275,64 @@ def test_bfloat16_keeps_geometry_heads_in_float32(model, tmp_path):
     assert relative.median() < 0.1
 
 
+@pytest.mark.parametrize("how", ["to", "bfloat16", "from_config"])
+def test_casting_keeps_geometry_heads_in_float32_and_exact(model, tmp_path, how):
+    model.save_pretrained(tmp_path)
+    loaded = VidLLMForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    if how == "from_config":
+        cast = VidLLMForConditionalGeneration._from_config(tiny_config(), dtype=torch.bfloat16).eval()
+        cast.load_state_dict(loaded.state_dict())
+    else:
+        cast = copy.deepcopy(model)
+        cast = cast.to(torch.bfloat16) if how == "to" else cast.bfloat16()
+    for (name, a), (_, b) in zip(loaded.named_parameters(), cast.named_parameters(), strict=True):
+        assert a.dtype == b.dtype, name
+        assert torch.equal(a, b), name
+    # (transformers' rotary table of the language model is a buffer, which `to` rounds and loading does not: geometry only)
+    pixels, sizes = tiny_videos(RAGGED_SIZES)
+    for name, value in loaded.reconstruct(pixels, sizes)._tensors().items():
+        assert torch.equal(cast.reconstruct(pixels, sizes)._tensors()[name], value), name
+
+
+def test_auto_classes_build_from_config():
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+
+    import vidllm
+
+    assert vidllm.VidLLMConfig is type(tiny_config())
+    for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM):
+        torch.manual_seed(1)
+        built = auto_class.from_config(tiny_config()).eval()
+        torch.manual_seed(1)
+        assert_same_state(built, VidLLMForConditionalGeneration(tiny_config()))
+
+
+def test_given_geometry_goes_through_generate_and_reconstruct(model):
+    pixels, sizes = tiny_videos()
+    depth = torch.full((2, 3, 28, 42), 2.5)
+    poses = torch.eye(4).repeat(2, 3, 1, 1)
+    poses[:, :, 0, 3] = torch.tensor([0.0, 0.3, 0.7])
+    given = {"depth_m": depth, "cam_from_world": poses}
+    recon = model.reconstruct(pixels, sizes, metric=True, geometry=given)
+    assert recon.unit == "m"
+    assert torch.equal(recon.depth, depth)
+    assert torch.equal(recon.cam_from_world, poses)
+    ids, mask = tiny_prompts(model.config, TAILS[:2])
+    out = model.generate(
+        input_ids=ids, attention_mask=mask, pixel_values_videos=pixels, video_size_shw=sizes, geometry=given,
+        max_new_tokens=3, do_sample=False, return_dict_in_generate=True,
+    )  # fmt: skip
+    assert out.box_unit == "m"
+    scene = model.encode_scene(pixels, sizes, geometry=given)
+    assert torch.equal(scene.position_scale, torch.ones(2))
+    assert torch.equal(
+        model.generate(input_ids=ids, attention_mask=mask, scene=scene, max_new_tokens=3, do_sample=False),
+        out.sequences,
+    )
+    with pytest.raises(ValueError, match="geometry: wanted together with pixel_values_videos"):
+        model.generate(input_ids=ids, attention_mask=mask, scene=scene, geometry=given)
+
+
 def test_other_encoders_and_language_models_work():
     encoders = {
         "siglip": {"model_type": "siglip_vision_model", "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,

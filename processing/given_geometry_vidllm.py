@@ -87,7 +87,8 @@ def prepare_geometry(
             - path of a `cameras.json` as `vidllm reconstruct` writes it (frames are matched by `index`);
             - path of a TUM trajectory: lines `timestamp tx ty tz qx qy qz qw`, camera to world, matched by the nearest time (frames
               without times count as at their index in seconds);
-            - path of a folder with COLMAP's `cameras.txt` and `images.txt`, matched by file name, else by the last number in it;
+            - path of a folder with COLMAP's `cameras.txt` and `images.txt`, matched by file name, else by the last number in it (the
+              frame's index, from 0);
             - dict of arrays, any of `cam_from_world` `(F or S, 4, 4)`, `intrinsics_px` `(3, 3)` or `(F or S, 3, 3)` in pixels of the
               upright source frame, `depth_m` `(F or S, height, width)` at any resolution of the same aspect, not finite or
               not positive = invalid.
@@ -450,8 +451,9 @@ def _read_colmap_cameras(folder: str) -> dict[int, tuple[np.ndarray, tuple[int, 
         has_one_focal = model.startswith("SIMPLE") or model == "RADIAL"
         focal, rest = ([values[0]] * 2, values[1:]) if has_one_focal else (values[:2], values[2:])
         distorted = distorted or any(rest[2:])
+        # COLMAP counts pixels from their corner, we from their centre.
         cameras[camera_id] = (
-            np.array([[focal[0], 0, rest[0]], [0, focal[1], rest[1]], [0, 0, 1.0]]),
+            np.array([[focal[0], 0, rest[0] - 0.5], [0, focal[1], rest[1] - 0.5], [0, 0, 1.0]]),
             (height, width),
         )
     if distorted:

@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 # Text, playlists and other things that FFmpeg takes for a video although nobody filmed a room with them; playlists
 # would also open further files.
 REFUSED_FORMATS = ("tty", "hls", "concat", "dash", "sdp", "rtsp", "lavfi", "applehttp", "srt", "webvtt", "ass")
-DECODER_BYTES = 200_000_000
+DECODER_BYTES = 100_000_000
 MISSING_SECONDS = 1.0
 
 
@@ -277,45 +277,44 @@ def _decode_pass(
         stream.codec_context.thread_count = max(1, min(os.cpu_count() or 1, 8, DECODER_BYTES // num_bytes))
         aspect = stream.sample_aspect_ratio
         aspect = float(aspect) if aspect and 0.1 < aspect < 10 else 1.0
+        turn = None
         try:
             for position, packet in enumerate(container.demux(stream)):
                 if position < num_skipped:
                     continue
                 for frame in packet.decode():
                     if len(times_s) in wanted:
-                        kept.append(_convert_frame(frame, aspect, len(times_s), path, convert))
+                        # Asked of one frame only: a frame whose side data was read lives on until garbage collection.
+                        turn = _display_turn(frame) if turn is None else turn
+                        kept.append(_convert_frame(frame, aspect, turn, f"{path}, frame {len(times_s)}", convert))
                     times_s.append(frame.time)
         except av.error.FFmpegError as error:
             return kept, times_s, error.strerror or str(error)
     return kept, times_s, None
 
 
-def _convert_frame(frame: Any, aspect: float, index: int, path: str, convert: Callable) -> Any:
+def _convert_frame(frame: Any, aspect: float, turn: tuple[bool, bool, bool], name: str, convert: Callable) -> Any:
     """One decoded frame to upright RGB, then to what the caller keeps."""
-    rgb = frame.to_ndarray(format="rgb24")
-    height, width = rgb.shape[:2]
+    rgb_frame = frame.reformat(format="rgb24")
+    height, width, plane = rgb_frame.height, rgb_frame.width, rgb_frame.planes[0]
+    # A view, not a copy: (height, padded line) -> (height, width, 3)
+    rgb = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, : 3 * width].reshape(height, width, 3)
     # Pixels that are not square: enlarge the short direction, so that nothing is lost.
     size_hw = (height, round(width * aspect)) if aspect >= 1 else (round(height / aspect), width)
-    rgb, transposed = _upright(rgb, frame)
-    return convert(rgb, size_hw[::-1] if transposed else size_hw, f"{path}, frame {index}")
+    is_transposed, flip_vertical, flip_horizontal = turn
+    if is_transposed:
+        rgb, size_hw = rgb.swapaxes(0, 1), size_hw[::-1]
+    rgb = rgb[:: -1 if flip_vertical else 1, :: -1 if flip_horizontal else 1]
+    return convert(rgb, size_hw, name)
 
 
-def _upright(rgb: np.ndarray, frame: Any) -> tuple[np.ndarray, bool]:
-    """Apply the display matrix (quarter turns and mirrors; phones film sideways); whether height and width swap."""
+def _display_turn(frame: Any) -> tuple[bool, bool, bool]:
+    """Quarter turn and mirrors of the display matrix (phones film sideways): transpose, then flip vertically, horizontally."""
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
-        return rgb, False
+        return False, False, False
     # A point (p, q) of the stored picture is shown at (a p + c q, b p + d q).
     a, b, _, c, d = np.frombuffer(bytes(side_data), dtype=np.int32)[:5].astype(np.int64)
-    if not (a or b or c or d):
-        return rgb, False
     if abs(b) + abs(c) > abs(a) + abs(d):
-        rgb = rgb.swapaxes(0, 1)
-        vertical, horizontal, transposed = b, c, True
-    else:
-        vertical, horizontal, transposed = d, a, False
-    if vertical < 0:
-        rgb = rgb[::-1]
-    if horizontal < 0:
-        rgb = rgb[:, ::-1]
-    return rgb, transposed
+        return True, bool(b < 0), bool(c < 0)
+    return False, bool(d < 0), bool(a < 0)

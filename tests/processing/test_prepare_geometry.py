@@ -10,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidllm.modeling_vidllm.geometry_vidllm import crop_intrinsics, resize_intrinsics
+from vidllm.modeling_vidllm.scene_vidllm import VidLLMReconstruction
+from vidllm.processing.export import write_cameras_json, write_colmap_text, write_trajectory_tum
+from vidllm.processing.export_scene import export_scene
 from vidllm.processing.given_geometry_vidllm import intrinsics_to_model, intrinsics_to_source
 from vidllm.processing.video_processing_vidllm import resize_plan
 from vidllm.processing.video_reading_vidllm import VidLLMInputError
@@ -105,11 +108,12 @@ def write_tum(path, times=None, poses=POSES):
     return str(path)
 
 
-def write_colmap(folder, names, model="PINHOLE", scale=1.0, order=None):
+def write_colmap_folder(folder, names, model="PINHOLE", scale=1.0, order=None):
     folder.mkdir()
     cameras, images = ["# cameras"], ["# images"]
     for i, name in enumerate(names):
         k = np.diag([scale, scale, 1]) @ INTRINSICS[i]
+        k[:2, 2] += 0.5  # COLMAP's origin is the corner of a pixel
         numbers = {
             "PINHOLE": [k[0, 0], k[1, 1], k[0, 2], k[1, 2]],
             "OPENCV": [k[0, 0], k[1, 1], k[0, 2], k[1, 2], 0.1, 0, 0, 0],
@@ -143,8 +147,8 @@ def test_all_sources_agree(processor, inputs, tmp_path):
         processor.prepare_geometry(write_cameras(tmp_path / "double.json", width=128, height=96, scale=2.0), inputs),
         indices,
     )
-    check(processor.prepare_geometry(write_colmap(tmp_path / "colmap", names), inputs), indices)
-    check(processor.prepare_geometry(write_colmap(tmp_path / "half", names, scale=0.5), inputs), indices)
+    check(processor.prepare_geometry(write_colmap_folder(tmp_path / "colmap", names), inputs), indices)
+    check(processor.prepare_geometry(write_colmap_folder(tmp_path / "half", names, scale=0.5), inputs), indices)
     check(processor.prepare_geometry(write_tum(tmp_path / "path.tum"), inputs), indices, intrinsics=False)
     arrays = {"cam_from_world": POSES, "intrinsics_px": INTRINSICS}
     for source in (
@@ -242,7 +246,7 @@ def test_folder_by_file_name_and_by_time(processor, tmp_path):
         write_tum(tmp_path / "path.txt", [1000 + i / 10 + 0.01 for i in range(TOTAL)]), inputs
     )
     check(geometry, [0, 3, 5, 8], intrinsics=False)
-    check(processor.prepare_geometry(write_colmap(tmp_path / "colmap", names), inputs), [0, 3, 5, 8])
+    check(processor.prepare_geometry(write_colmap_folder(tmp_path / "colmap", names), inputs), [0, 3, 5, 8])
     with pytest.raises(VidLLMInputError, match=r"frame 0 \(1000\.000\.png\): no pose .* within 0\.005 s"):
         processor.prepare_geometry(str(tmp_path / "path.txt"), inputs, max_time_difference_s=0.005)
     # Names without times: the index stands for the time.
@@ -257,7 +261,7 @@ def test_folder_by_file_name_and_by_time(processor, tmp_path):
 def test_one_file_name_missing_is_not_replaced_by_a_number(processor, tmp_path):
     names = [f"img_{i}.png" for i in range(TOTAL)]
     inputs = processor.video_processor(write_folder(tmp_path / "frames", [picture(i) for i in range(TOTAL)], names))
-    folder = write_colmap(tmp_path / "colmap", [*names[:5], "other_5.png", *names[6:]])
+    folder = write_colmap_folder(tmp_path / "colmap", [*names[:5], "other_5.png", *names[6:]])
     with pytest.raises(VidLLMInputError, match=r"frame 5 \(img_5\.png\): .* has no image of this frame"):
         processor.prepare_geometry(folder, inputs)
 
@@ -333,7 +337,7 @@ def test_shorter_sources_name_the_frame(processor, inputs, tmp_path):
     with pytest.raises(ValueError, match=r"frame 8 .*no pose .*spans 0\.000 to 0\.600 s"):
         processor.prepare_geometry(write_tum(tmp_path / "path.tum", poses=POSES[:7]), inputs)
     with pytest.raises(ValueError, match=r"frame 8 .*has no image of this frame among its 7"):
-        processor.prepare_geometry(write_colmap(tmp_path / "colmap", [f"{i}.png" for i in range(7)]), inputs)
+        processor.prepare_geometry(write_colmap_folder(tmp_path / "colmap", [f"{i}.png" for i in range(7)]), inputs)
 
 
 def test_unsorted_sources_name_the_frame(processor, inputs, tmp_path):
@@ -381,8 +385,10 @@ def test_bad_colmap(processor, inputs, tmp_path):
     with pytest.raises(ValueError, match=r"no cameras\.txt in this folder"):
         processor.prepare_geometry(tmp_path / "empty", inputs)
     with pytest.warns(UserWarning, match="lens distortion .* is ignored"):
-        check(processor.prepare_geometry(write_colmap(tmp_path / "bent", names, "OPENCV"), inputs), [0, 3, 5, 8])
-    folder = write_colmap(tmp_path / "fisheye", names)
+        check(
+            processor.prepare_geometry(write_colmap_folder(tmp_path / "bent", names, "OPENCV"), inputs), [0, 3, 5, 8]
+        )
+    folder = write_colmap_folder(tmp_path / "fisheye", names)
     text = (tmp_path / "fisheye" / "cameras.txt").read_text()
     (tmp_path / "fisheye" / "cameras.txt").write_text(text.replace("PINHOLE", "FOV"))
     with pytest.raises(ValueError, match="line 2: wanted one of SIMPLE_PINHOLE"):
@@ -408,3 +414,34 @@ def test_relative_units_warn(processor, inputs, tmp_path):
     path = write_cameras(tmp_path / "cameras.json", unit="relative")
     with pytest.warns(UserWarning, match="taken as metres"):
         check(processor.prepare_geometry(path, inputs), [0, 3, 5, 8])
+
+
+@pytest.mark.parametrize("name", ["cameras.json", "trajectory.tum", "colmap"])
+def test_our_own_export_reads_back(processor, video, tmp_path, name):
+    """What `vidllm reconstruct` writes for a video is the geometry of that video again, in the model's pixels."""
+    inputs = processor.video_processor(video)
+    info = inputs.video_metadata[0]
+    frames, height, width = inputs["video_size_shw"][0].tolist()
+    cam_from_world = torch.from_numpy(rigid(frames, seed=1)).float()[None]
+    intrinsics_px = torch.tensor([[30.0, 0, 14.5], [0, 31, 13.5], [0, 0, 1]]).expand(1, frames, 3, 3)
+    reconstruction = VidLLMReconstruction(
+        cam_from_world=cam_from_world,
+        intrinsics_px=intrinsics_px,
+        depth=torch.ones(1, frames, height, width),
+        depth_confidence=torch.full((1, frames, height, width), 2.0),
+        points_world=torch.rand(1, frames, height, width, 3),
+        scale=torch.ones(1),
+        scale_valid_mask=torch.ones(1, dtype=torch.bool),
+        room_from_world=torch.eye(3)[None],
+        metric_mask=torch.ones(1, dtype=torch.bool),
+        video_size_shw=inputs["video_size_shw"],
+    )
+    pixels = processor.video_processor.denormalize(inputs["pixel_values_videos"])[0]
+    scene = export_scene(reconstruction, pixels, info["frames_indices"], info["timestamps_s"])
+    write_cameras_json(tmp_path / "cameras.json", scene)
+    write_trajectory_tum(tmp_path / "trajectory.tum", scene)
+    write_colmap_text(tmp_path / "colmap", scene)
+    geometry = processor.prepare_geometry(tmp_path / name, inputs)
+    torch.testing.assert_close(geometry["cam_from_world"], cam_from_world, atol=1e-5, rtol=0)
+    if name != "trajectory.tum":
+        torch.testing.assert_close(geometry["intrinsics_px"], intrinsics_px, atol=1e-4, rtol=0)

@@ -1,5 +1,6 @@
 """Reading of videos: frame counts, sampling, orientation, damage, memory."""
 
+import gc
 import json
 import os
 import subprocess
@@ -136,6 +137,26 @@ def test_only_sampled_frames_are_converted(tmp_path):
     names = []
     read_frames(path, lambda total, times: spread_indices(total, 3), lambda rgb, hw, name: names.append(name))
     assert [int(name.rsplit(" ", 1)[1]) for name in names] == [0, 20, 39]
+
+
+def test_decoded_frames_are_let_go(tmp_path):
+    """Reading the side data of a frame ties it into a cycle; at 8K each such frame would hold 50 MB until collected."""
+    path = write_video(tmp_path / "a.mp4", [picture(i) for i in range(12)], rotation=90)
+    gc.collect()
+    gc.disable()
+    try:
+        read_frames(path, lambda total, times: list(range(total)), lambda rgb, hw, name: int(rgb.max()))
+        alive = sum(type(item) is av.VideoFrame for item in gc.get_objects())
+    finally:
+        gc.enable()
+    assert alive <= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(50, 70), (36, 334), (130, 98), (2, 2)])
+def test_odd_line_lengths(tmp_path, height, width):
+    frames = [np.random.default_rng(i).integers(0, 255, (height, width, 3), dtype=np.uint8) for i in range(3)]
+    path = write_video(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0")
+    np.testing.assert_array_equal(np.stack(read(path)[0]), np.stack(frames))
 
 
 def test_variable_frame_rate(tmp_path):

@@ -145,9 +145,11 @@ def box_text(box: LabelledBox) -> str:
 
 
 def _frame_title(scene: ExportScene, frame: int) -> str:
-    """Source frame number and time."""
+    """Source frame number, and seconds since the first sampled frame (file names may hold the time of day)."""
     number = f"frame {scene.frame_indices[frame]}"
-    return number if scene.timestamps_s is None else f"{number}, {scene.timestamps_s[frame]:.1f} s"
+    if scene.timestamps_s is None:
+        return number
+    return f"{number}, {scene.timestamps_s[frame] - scene.timestamps_s[0]:.1f} s"
 
 
 def _panel_grid(count: int, size_hw: tuple[int, int], most_columns: int) -> tuple[int, int, float, float]:

@@ -24,7 +24,7 @@ NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
 class VidLLMCommands(TyperGroup):
     """The commands, with bad input and wrong usage turned into one line on stderr."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run a command; errors that the input causes become one line (`--debug`: after the traceback)."""
         debug = bool(ctx.params.get("debug"))
         try:
@@ -61,8 +61,6 @@ def quiet_libraries(debug: bool = False) -> Iterator[None]:
     if debug:
         yield
         return
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     levels = {name: logging.getLogger(name).level for name in NOISY_LOGGERS}
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)

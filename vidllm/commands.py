@@ -25,6 +25,14 @@ GROUND_PROMPT = "Where is this in the room: {description}"
 CAPTION_PROMPT = ("Describe the object at ", ".")
 
 
+class PromptTooLongError(ValueError):
+    """Scene, prompt and answer together have more tokens than the language model has positions.
+
+    Source:
+        Ours: a chat can then forget its oldest turns.
+    """
+
+
 @dataclass(frozen=True)
 class FoundBox:
     """A 3D box.
@@ -114,7 +122,9 @@ def check_texts(texts: Sequence[str], what: str) -> None:
         raise ValueError(f"{what}: wanted at least one; got none")
     for number, text in enumerate(texts, 1):
         if not text.strip():
-            raise ValueError(f"{what}: wanted a text; got an empty one" + (f" (number {number})" if number > 1 else ""))
+            raise ValueError(
+                f"{what}: wanted a text; got an empty one" + (f" (number {number})" if number > 1 else "")
+            )
 
 
 def make_prompt(
@@ -139,7 +149,8 @@ def make_prompt(
         `dict`: arguments of `forward` or `generate`, without the scene.
 
     Raises:
-        ValueError: A chat is not usable, or longer than the language model takes.
+        PromptTooLongError: See there; a `ValueError`.
+        ValueError: A chat is not usable.
 
     Source:
         Ours: beyond its positions a language model answers noise without a word.
@@ -159,7 +170,9 @@ def make_prompt(
     most = getattr(model.config.text_config, "max_position_embeddings", None)
     length = inputs["input_ids"].shape[1] + new_tokens
     if most is not None and length > most:
-        raise ValueError(f"question: with scene and answer it takes {length} tokens; this model takes {most}")
+        raise PromptTooLongError(
+            f"prompt: with scene and answer it has {length} tokens; this model takes at most {most}"
+        )
     return dict(inputs.to(model.device))
 
 
@@ -339,6 +352,7 @@ __all__ = [
     "Caption",
     "FoundBox",
     "Grounding",
+    "PromptTooLongError",
     "answer_batch",
     "ask",
     "caption",

@@ -5,10 +5,11 @@ Heavy libraries are imported on first use, so that `vidllm --help` stays quick.
 Shapes: S frames, H W pixels.
 """
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,9 @@ def check_model(model: str | Path | None) -> str:
         raise ValueError(f"model {name}: no weights (*.safetensors) in this folder; was the checkpoint copied whole?")
     missing = [file for file in ("processor_config.json", "tokenizer_config.json") if not (folder / file).is_file()]
     if missing:
-        raise ValueError(f"model {name}: no {' and no '.join(missing)} in this folder; was the checkpoint copied whole?")
+        raise ValueError(
+            f"model {name}: no {' and no '.join(missing)} in this folder; was the checkpoint copied whole?"
+        )
     return name
 
 
@@ -86,9 +89,27 @@ def choose_device(device: str | None = None) -> "torch.device":
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device}: not available here ({str(error).splitlines()[0]})") from error
     return chosen
+
+
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Switch transformers' progress bars off for a while; they are as they were afterwards.
+
+    Source:
+        Ours: they would run through a command's own messages.
+    """
+    from transformers.utils import logging
+
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
 
 
 def load_processor(model: str | Path | None) -> "VidLLMProcessor":
@@ -130,17 +151,11 @@ def load_model(model: str | Path | None, device: str | None = None) -> "VidLLMFo
     """
     name = check_model(model)
     place = choose_device(device)
-    from transformers.utils import logging
-
     from vidllm import VidLLMForConditionalGeneration
 
-    shows_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    # A download shows its progress; reading a local folder has none worth a bar.
+    with no_progress_bars() if os.path.isdir(name) else contextlib.nullcontext():
         loaded, info = _loaded(name, VidLLMForConditionalGeneration.from_pretrained, output_loading_info=True)
-    finally:
-        if shows_bars:
-            logging.enable_progress_bar()
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"model {name}: {len(missing)} weights are missing, such as {missing[0]}")

@@ -37,6 +37,8 @@ def check_given_geometry(geometry: dict, video_size_shw: torch.Tensor) -> dict:
     Source:
         Ours: a wrong pose would silently move the whole room.
     """
+    if not isinstance(geometry, dict):
+        raise ValueError(f"geometry: wanted a dict of given parts; got {type(geometry).__name__}")
     unknown = sorted(set(geometry) - set(GIVEN_PARTS))
     if unknown:
         raise ValueError(f"geometry: wanted parts among {', '.join(GIVEN_PARTS)}; got {', '.join(unknown)}")
@@ -202,18 +204,21 @@ def assemble_reconstruction(
         metric_mask = metric_mask & scale_valid_mask
 
     # 2. what is given sets the scale of the rest: depth first, else poses with a baseline
+    by_depth = never
     if has_depth.any():
         against_given, found = align_scale(depth_relative, given["depth_m"], confidence, scale_frames, None)
-        scale = torch.where(has_depth, against_given, scale)
-        translation_scale = torch.where(has_depth, against_given, translation_scale)
-        scale_valid_mask = torch.where(has_depth, found, scale_valid_mask)
+        # given depth without a usable pixel says nothing about scale: what the weights or the poses say stands
+        by_depth = has_depth & found
+        scale = torch.where(by_depth, against_given, scale)
+        translation_scale = torch.where(by_depth, against_given, translation_scale)
+        scale_valid_mask = torch.where(has_depth, found | metric_mask, scale_valid_mask)
     has_baseline = never
     if has_poses.any():
         given_poses = reexpress_to_first_frame(given["cam_from_world"])
         given_spread = _centre_spread(given_poses)
         predicted_spread = _centre_spread(cam_from_world)
         has_baseline = has_poses & (given_spread > MIN_BASELINE_M)
-        by_poses = has_baseline & ~has_depth
+        by_poses = has_baseline & ~by_depth
         measurable = predicted_spread > 1e-6
         from_poses = torch.where(measurable, given_spread / predicted_spread.clamp_min(1e-6), torch.ones_like(scale))
         from_poses = torch.where(measurable, from_poses, scale)
@@ -239,7 +244,7 @@ def assemble_reconstruction(
         intrinsics_px = torch.where(used[:, None, None, None], given["intrinsics_px"], intrinsics_px)
     if "room_from_world" in given:
         room_from_world = torch.where(used[:, None, None], given["room_from_world"], room_from_world)
-    metric_mask = metric_mask | (has_depth & scale_valid_mask) | (has_baseline & scale_valid_mask)
+    metric_mask = metric_mask | by_depth | (has_baseline & scale_valid_mask)
     if metric is True and not metric_mask.all():
         raise ValueError(
             "reconstruct(metric=True): wanted metres, but these weights were not trained for them (config.is_metric is "

@@ -99,6 +99,20 @@ class VidLLMConfig(PreTrainedConfig):
     """
 
     model_type = "vidllm"
+    # what a Trainer's evaluation must not gather over batches: everything but the logits
+    keys_to_ignore_at_inference = [
+        "last_hidden_state",
+        "past_key_values",
+        "hidden_states",
+        "attentions",
+        "attention_mask",
+        "scene",
+        "raw_reconstruction",
+        "metric_depth_m",
+        "grounding",
+        "loc_index",
+        "scene_index",
+    ]
     # saving copies this file beside the config
     _auto_class: ClassVar[str] = "AutoConfig"
     sub_configs_defaults = {

@@ -3,6 +3,8 @@
 Shapes: Q prompts, R returned sequences, L text tokens, N scene-token slots, M boxes of a row.
 """
 
+import copy
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerateBeamDecoderOnlyOutput
 
 from .grounding_vidllm import select_boxes
-from .prompt_vidllm import mask_empty_slots, resolve_scene_index
+from .prompt_vidllm import check_placeholders, mask_empty_slots, resolve_scene_index
 from .scene_vidllm import VidLLMScene
 
 
@@ -51,6 +53,19 @@ class VidLLMGenerateOutput(GenerateBeamDecoderOnlyOutput):
         return "relative" if self.scene is None else self.scene.reconstruction.unit
 
 
+class _Same:
+    """Equal only to itself of the same living object: a number from `id()` is given to another one once it is free."""
+
+    def __init__(self, thing: object):
+        self.reference = weakref.ref(thing)
+
+    def __eq__(self, other: object) -> bool:
+        thing = self.reference()
+        return isinstance(other, _Same) and thing is not None and thing is other.reference()
+
+    __hash__ = None
+
+
 class VidLLMGenerationMixin(GenerationMixin):
     """`generate` for a model that answers about an encoded video.
 
@@ -78,6 +93,8 @@ class VidLLMGenerationMixin(GenerationMixin):
         geometry: dict | None = None,
         coord_points_world: torch.FloatTensor | None = None,
         coord_mask: torch.BoolTensor | None = None,
+        proposal_boxes: torch.FloatTensor | None = None,
+        proposal_mask: torch.BoolTensor | None = None,
         **kwargs,
     ) -> torch.LongTensor | VidLLMGenerateOutput:
         """Answer prompts about videos or about a scene that was encoded before.
@@ -92,6 +109,9 @@ class VidLLMGenerationMixin(GenerationMixin):
             geometry (`dict`, *optional*): Given poses, intrinsics, depth; see `check_given_geometry`.
             coord_points_world (`torch.FloatTensor` of shape `(Q, M, 3)`, *optional*): Points in the prompts, world frame, in the reconstruction's unit.
             coord_mask (`torch.BoolTensor` of shape `(Q, M)`, *optional*): Real points.
+            proposal_boxes (`torch.FloatTensor` of shape `(B, M, 6)`, *optional*): Candidate boxes per video, room frame, in the
+                reconstruction's unit; the boxes that come back are then among them.
+            proposal_mask (`torch.BoolTensor` of shape `(B, M)`, *optional*): Real proposals.
             kwargs: Everything that transformers' `generate` takes.
 
         Returns:
@@ -108,6 +128,9 @@ class VidLLMGenerationMixin(GenerationMixin):
             raise ValueError(
                 "generate: wanted input_ids; got none (video and question go through the processor's apply_chat_template)"
             )
+        for name in ("scale_frames", "metric"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"generate: {name}: wanted in a forward or in reconstruct; got it here")
         if pixel_values_videos is not None:
             if scene is not None:
                 raise ValueError("generate: wanted pixel_values_videos or scene; got both")
@@ -118,7 +141,14 @@ class VidLLMGenerationMixin(GenerationMixin):
             fresh = None
         suppressed = list(self._setting("suppress_tokens", generation_config, kwargs) or [])
         # placeholders stand for inputs; the model never writes them
-        kwargs["suppress_tokens"] = sorted({*suppressed, self.config.video_token_id, self.config.coord_token_id})
+        suppressed = sorted({*suppressed, self.config.video_token_id, self.config.coord_token_id})
+        if generation_config is None:
+            kwargs["suppress_tokens"] = suppressed
+        else:
+            # transformers warns of a config beside loose settings
+            kwargs.pop("suppress_tokens", None)
+            generation_config = copy.deepcopy(generation_config)
+            generation_config.suppress_tokens = suppressed
         known = scene if fresh is None else fresh
         if known is None:
             if coord_points_world is not None:
@@ -128,7 +158,9 @@ class VidLLMGenerationMixin(GenerationMixin):
         scene_index = resolve_scene_index(input_ids.shape[0], known, scene_index, input_ids.device)
         attention_mask = kwargs.pop("attention_mask", None)
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+            attention_mask = self._mask_of_padding(input_ids, generation_config, kwargs)
+        if kwargs.get("past_key_values") is None:
+            check_placeholders(input_ids, known, scene_index, self.config.video_token_id)
         attention_mask = mask_empty_slots(input_ids, attention_mask, known, scene_index, self.config.video_token_id)
         prompt = {
             "scene": known,
@@ -145,9 +177,13 @@ class VidLLMGenerationMixin(GenerationMixin):
             )
         else:
             laid_ids, laid_mask, cache = layout
-            longest = self._setting("max_length", generation_config, kwargs)
-            if longest is not None and self._setting("max_new_tokens", generation_config, kwargs) is None:
-                kwargs["max_length"] = longest + laid_ids.shape[1] - input_ids.shape[1]
+            # lengths count the caller's prompt, not the layout
+            settings = kwargs if generation_config is None else generation_config.__dict__
+            for name in ("max_length", "min_length"):
+                length = self._setting(name, generation_config, kwargs)
+                if length and self._setting(name.replace("length", "new_tokens"), generation_config, kwargs) is None:
+                    kwargs.pop(name, None)
+                    settings[name] = length + laid_ids.shape[1] - input_ids.shape[1]
             output = super().generate(
                 laid_ids,
                 generation_config=generation_config,
@@ -165,10 +201,22 @@ class VidLLMGenerationMixin(GenerationMixin):
             )
             if isinstance(output, torch.Tensor):
                 return sequences
-            output.sequences = sequences
+            found = {**output, "sequences": sequences}
+            if not torch.equal(laid_mask, attention_mask):
+                found.pop("past_key_values", None)  # its columns are not those of the sequences
+            output = type(output)(**found)
         if isinstance(output, torch.Tensor):
             return output
-        return self._with_boxes(output, input_ids, attention_mask, prompt)
+        return self._with_boxes(output, input_ids, attention_mask, prompt, proposal_boxes, proposal_mask)
+
+    def _mask_of_padding(self, input_ids: torch.Tensor, generation_config, kwargs: dict) -> torch.Tensor:  # noqa: ANN001
+        """The mask that transformers infers where none is given: padding is masked if it cannot be an end of text."""
+        pad = self._setting("pad_token_id", generation_config, kwargs)
+        ends = self._setting("eos_token_id", generation_config, kwargs)
+        ends = ends if isinstance(ends, (list, tuple)) else [ends]
+        if not isinstance(pad, int) or pad in ends:
+            return torch.ones_like(input_ids)
+        return (input_ids != pad).long()
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration: bool | None = False, **kwargs):  # noqa: ANN001, ANN201
         """Transformers' hook: the scene goes in at the first step only (or at each, without a cache).
@@ -180,7 +228,16 @@ class VidLLMGenerationMixin(GenerationMixin):
             for name in ("scene", "scene_index", "coord_points_world", "coord_mask"):
                 kwargs.pop(name, None)
         kwargs["output_grounding"] = False
-        return super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        points = inputs.get("coord_points_world")
+        cached = 0 if inputs.get("input_ids") is None else input_ids.shape[1] - inputs["input_ids"].shape[1]
+        if points is not None and cached > 0:
+            # the caller's cache holds the beginning of the prompt, and the points in it
+            spent = (input_ids[:, :cached] == self.config.coord_token_id).sum(dim=1, keepdim=True)
+            mask = inputs.get("coord_mask")
+            mask = torch.ones(points.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+            inputs["coord_mask"] = mask & (mask.cumsum(dim=1) > spent.to(mask.device))
+        return inputs
 
     def _expand_inputs_for_generation(
         self,
@@ -214,18 +271,33 @@ class VidLLMGenerationMixin(GenerationMixin):
             "negative_prompt_ids",
             "guidance_scale",
         )
+        if any(
+            self._setting(name, generation_config, kwargs) for name in ("output_hidden_states", "output_attentions")
+        ):
+            return False  # the caller wants those of the whole prompt, in its own layout
         return all(self._setting(name, generation_config, kwargs) is None for name in blocking)
 
-    def _prefix_state(self) -> tuple:
-        """Changes whenever the language model would compute another prefix."""
-        versions, adapters = 0, []
+    def _prefix_state(self, scene: VidLLMScene) -> tuple:
+        """Changes whenever the language model would compute another prefix over this scene."""
+        versions, samples, adapters = 0, [], []
         for module in self.model.language_model.modules():
             active = getattr(module, "active_adapters", None)
             if isinstance(active, (list, tuple)):  # a PEFT layer; models carry a method of that name
-                adapters.append((tuple(active), module.disable_adapters, module.merged))
+                # not every kind of PEFT layer has every one of these
+                names = ("disable_adapters", "merged", "scaling")
+                adapters.append((tuple(active), *(getattr(module, name, None) for name in names)))
             for parameter in module.parameters(recurse=False):
                 versions += 0 if parameter.is_inference() else parameter._version
-        return id(self), self.dtype, str(self.device), versions, str(adapters)
+                # fused optimisers and `parameter.data` leave the version alone; quantised tensors are of other types
+                if type(parameter.data) is torch.Tensor and not parameter.is_meta and parameter.numel():
+                    flat = parameter.detach().flatten()
+                    sample = flat[:: max(1, flat.numel() // 8)][:8].float()
+                    samples.append(sample.to(samples[0].device if samples else sample.device))
+        fields = [
+            (_Same(field), 0 if field.is_inference() else field._version) for field in (scene.tokens, scene.mask)
+        ]
+        values = torch.cat(samples).tolist() if samples else []
+        return _Same(self), self.dtype, str(self.device), versions, values, str(adapters), fields
 
     def _lay_out_prefix(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, scene: VidLLMScene, scene_index: torch.Tensor
@@ -233,6 +305,9 @@ class VidLLMGenerationMixin(GenerationMixin):
         """Prompts `(Q, L)` -> ids and mask laid out as [prefix | pad | question], and the filled cache; None if not possible."""
         placeholder_mask = input_ids == self.config.video_token_id
         coord_mask = input_ids == self.config.coord_token_id
+        slots = mask_empty_slots(input_ids, torch.ones_like(input_ids), scene, scene_index, self.config.video_token_id)
+        if (attention_mask != slots)[placeholder_mask].any():
+            return None  # the caller masks filled slots
         prefixes, questions = [], []
         for row in range(input_ids.shape[0]):
             real = attention_mask[row].bool() | placeholder_mask[row]
@@ -249,7 +324,7 @@ class VidLLMGenerationMixin(GenerationMixin):
             questions.append(input_ids[row, end:])
         if not any(tokens for _, tokens in prefixes):
             return None
-        state = self._prefix_state()
+        state = self._prefix_state(scene)
         filled = {}
         for key in dict.fromkeys(prefixes):
             if key[1]:
@@ -299,12 +374,16 @@ class VidLLMGenerationMixin(GenerationMixin):
         # a cache of its own: transformers' class for this model decides the kinds of layers
         cache = DynamicCache(config=self.config.get_text_config(decoder=True))
         output = self.model(
-            input_ids=ids, scene=scene.select(row), past_key_values=cache, use_cache=True, output_grounding=False
+            input_ids=ids,
+            scene=scene.select(row),
+            past_key_values=cache,
+            use_cache=True,
+            output_grounding=False,
+            return_dict=True,
         )
         cache = output.past_key_values
-        if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
-            return None
-        states = [(layer.keys, layer.values) for layer in cache.layers]
+        plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+        states = [(layer.keys, layer.values) for layer in cache.layers] if plain else None
         while len(scene.prefix_caches) >= MAX_KEPT_PREFIXES * scene.num_scenes:
             scene.prefix_caches.pop(next(iter(scene.prefix_caches)))
         scene.prefix_caches[key] = (state, states)
@@ -318,6 +397,8 @@ class VidLLMGenerationMixin(GenerationMixin):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         prompt: dict,
+        proposal_boxes: torch.Tensor | None,
+        proposal_mask: torch.Tensor | None,
     ) -> VidLLMGenerateOutput:
         """One forward over the finished sequences that hold a new `<loc>`; boxes in the reconstruction's unit."""
         sequences, scene = output.sequences, prompt["scene"]
@@ -348,7 +429,10 @@ class VidLLMGenerationMixin(GenerationMixin):
                 scene_index=scene_index[rows],
                 coord_points_world=None if coords is None else coords[rows],
                 coord_mask=None if coord_mask is None else coord_mask[rows],
+                proposal_boxes=proposal_boxes,
+                proposal_mask=proposal_mask,
                 use_cache=False,
+                return_dict=True,
             )
             for row, boxes in boxes_of_rows(self.config, forward, scene, scene_index[rows], len(rows)).items():
                 found[int(rows[row])] = [entry for entry in boxes if entry[0] >= prompt_length]

@@ -6,26 +6,32 @@ Shapes: B videos, Q prompts, S frames, H W pixels, h w patch grid, P = h * w pat
 D language-model width, L text tokens, G `<loc>` tokens.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .assembly_vidllm import assemble_reconstruction, check_given_geometry
 from .configuration_vidllm import VidLLMConfig
 from .cross_task_adapter_vidllm import VidLLMCrossTaskAdapter
 from .encoder_vidllm import VidLLMEncoder
 from .generation_vidllm import VidLLMGenerateOutput, VidLLMGenerationMixin, boxes_of_rows, fill_box_fields
-from .grounding_vidllm import VidLLMGroundingDecoder, VidLLMGroundingOutput
+from .grounding_vidllm import VidLLMGroundingDecoder
 from .metric_depth_vidllm import VidLLMMetricDepth
-from .prompt_vidllm import embed_prompt, is_token_mask, mask_empty_slots, position_ids_from_mask, resolve_scene_index
+from .outputs_vidllm import VidLLMModelOutput, VidLLMOutput
+from .prompt_vidllm import (
+    check_placeholders,
+    embed_prompt,
+    is_token_mask,
+    mask_empty_slots,
+    position_ids_from_mask,
+    resolve_scene_index,
+)
 from .ragged_vidllm import group_rows_by_size, ragged_masks, scatter_rows
-from .reconstruction_vidllm import VidLLMRawReconstruction, VidLLMReconstructor
+from .reconstruction_vidllm import VidLLMReconstructor
 from .scene_tokens_vidllm import VidLLMPointEmbedding, VidLLMSceneTokens, relative_point_scale
 from .scene_vidllm import VidLLMReconstruction, VidLLMScene
 
@@ -50,57 +56,6 @@ MODULES_NOT_TO_QUANTISE = [
     "model.grounding",
     "lm_head",
 ]
-
-
-@dataclass
-class VidLLMModelOutput(ModelOutput):
-    """Outputs of [`VidLLMModel`]: what the losses and the public methods need, in one forward.
-
-    Args:
-        last_hidden_state (`torch.Tensor` of shape `(prompts, tokens, size)`, *optional*): Language model, after its final norm.
-        past_key_values (`Cache`, *optional*): Language model's cache.
-        hidden_states (`tuple(torch.Tensor)`, *optional*): Language model's layers, each `(prompts, tokens, size)`.
-        attentions (`tuple(torch.Tensor)`, *optional*): Language model's attention weights.
-        attention_mask (`torch.Tensor` of shape `(prompts, tokens)`, int64, *optional*): The caller's mask with empty slots masked;
-            extend this one when decoding by hand.
-        scene (`VidLLMScene`, *optional*): The scene that was encoded or given.
-        raw_reconstruction (`VidLLMRawReconstruction`, *optional*): Raw, relative, with gradient: for losses.
-        metric_depth_m (`torch.Tensor` of shape `(batch, frames, height, width)`, *optional*): Metric head's own depth, metres.
-        grounding (`VidLLMGroundingOutput`, *optional*): One row per `<loc>` token.
-        loc_index (`torch.Tensor` of shape `(G, 2)`, int64, *optional*): Prompt and position of each `<loc>` token.
-        scene_index (`torch.Tensor` of shape `(prompts,)`, int64, *optional*): Row of the scene of each prompt, -1 = text only.
-
-    Source:
-        Ours: DDP and FSDP want a single forward.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple | None = None
-    attentions: tuple | None = None
-    attention_mask: torch.Tensor | None = None
-    scene: VidLLMScene | None = None
-    raw_reconstruction: VidLLMRawReconstruction | None = None
-    metric_depth_m: torch.Tensor | None = None
-    grounding: VidLLMGroundingOutput | None = None
-    loc_index: torch.Tensor | None = None
-    scene_index: torch.Tensor | None = None
-
-
-@dataclass
-class VidLLMOutput(VidLLMModelOutput):
-    """Outputs of [`VidLLMForConditionalGeneration`]: those of the model, plus loss and logits.
-
-    Args:
-        loss (`torch.Tensor` of shape `()`, *optional*): Next-token loss where `labels` are given.
-        logits (`torch.Tensor` of shape `(prompts, kept tokens, vocabulary)`, *optional*): Next-token scores.
-
-    Source:
-        Ours: names as in transformers' composite models.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
 
 
 class VidLLMPreTrainedModel(PreTrainedModel):
@@ -223,11 +178,11 @@ class VidLLMModel(VidLLMPreTrainedModel):
     def _restore_float32(self, exact: dict | None = None) -> None:
         """Undo a cast to half precision of those parameters, from their exact values where these are known."""
         for name, parameter in self._float32_parameters().items():
-            if parameter.dtype in (torch.bfloat16, torch.float16):
+            if parameter.dtype in (torch.bfloat16, torch.float16, torch.float64):
                 source = parameter.data if exact is None or name not in exact else exact[name]
                 parameter.data = source.to(parameter.device, torch.float32)
 
-    def _apply(self, fn, recurse: bool = True):  # noqa: ANN001, ANN202
+    def _apply(self, fn, recurse: bool = True):  # noqa: ANN001
         """`to(torch.bfloat16)` and `half()` cast the model as loading with that dtype would: geometry heads stay in float32."""
         exact = {name: parameter.data for name, parameter in self._float32_parameters().items()}
         super()._apply(fn, recurse)
@@ -299,7 +254,7 @@ class VidLLMModel(VidLLMPreTrainedModel):
         with_tokens: bool = True,
     ) -> tuple:
         """`(B, S, 3, H, W)` padded for transport -> scene, raw reconstruction, metric depth; each size runs unpadded."""
-        if pixel_values_videos.ndim != 5 or pixel_values_videos.shape[2] != 3:
+        if pixel_values_videos.ndim != 5 or pixel_values_videos.shape[2] != 3 or len(pixel_values_videos) == 0:
             raise ValueError(
                 "pixel_values_videos: wanted shape (videos, frames, 3, height, width); "
                 f"got {tuple(pixel_values_videos.shape)}"
@@ -309,6 +264,8 @@ class VidLLMModel(VidLLMPreTrainedModel):
         if video_size_shw is None:
             video_size_shw = full_size.repeat(batch, 1)
         sizes = video_size_shw.cpu()
+        if sizes.is_floating_point():
+            raise ValueError(f"video_size_shw: wanted whole numbers; got {sizes.dtype}")
         if tuple(sizes.shape) != (batch, 3) or (sizes < 1).any() or (sizes > full_size).any():
             raise ValueError(
                 f"video_size_shw: wanted ({batch}, 3) with sizes in 1..{full_size.tolist()}; got {sizes.tolist()}"
@@ -317,6 +274,13 @@ class VidLLMModel(VidLLMPreTrainedModel):
             geometry = check_given_geometry(geometry, sizes)
             if sizes.max(dim=0).values.tolist() != full_size.tolist():
                 raise ValueError("pixel_values_videos: wanted padding only up to the largest video")
+        if scale_frames is not None:
+            votes = scale_frames.cpu()
+            if votes.ndim != 2 or len(votes) != batch or (votes < -1).any() or (votes >= sizes[:, :1]).any():
+                raise ValueError(
+                    f"scale_frames: wanted ({batch}, K) with frame numbers below {sizes[:, 0].tolist()} or -1; "
+                    f"got {votes.tolist()}"
+                )
         dtype = self.dtype
         results = []
         for size, rows in group_rows_by_size(sizes):
@@ -325,6 +289,8 @@ class VidLLMModel(VidLLMPreTrainedModel):
             group = pixel_values_videos
             if len(rows) != batch or list(size) != full_size.tolist():
                 group = group.index_select(0, index)[:, :frames, :, :rows_px, :columns_px]
+            if not torch.isfinite(group).all():
+                raise ValueError(f"pixel_values_videos: wanted finite pixels; got NaN or infinity in videos {rows}")
             group_geometry = None
             if geometry:
                 group_geometry = {}
@@ -371,6 +337,20 @@ class VidLLMModel(VidLLMPreTrainedModel):
         """Hidden states `(Q, L, D)` at `<loc>` tokens -> grounding output and their `(G, 2)` places."""
         where = (input_ids == self.config.loc_token_id) & (scene_index >= 0)[:, None]
         loc_index = where.nonzero()
+        if proposal_boxes is not None:
+            batch, device = scene.num_scenes, hidden_states.device
+            if proposal_boxes.ndim != 3 or proposal_boxes.shape[::2] != (batch, 6):
+                raise ValueError(
+                    f"proposal_boxes: wanted shape ({batch}, proposals, 6), one row per video; got {tuple(proposal_boxes.shape)}"
+                )
+            if proposal_mask is not None and proposal_mask.shape != proposal_boxes.shape[:2]:
+                raise ValueError(
+                    f"proposal_mask: wanted shape {tuple(proposal_boxes.shape[:2])}; got {tuple(proposal_mask.shape)}"
+                )
+            proposal_mask = None if proposal_mask is None else proposal_mask.bool().to(device)
+            # the decoder thinks in position units; what comes in and goes out is in the reconstruction's
+            factor = scene.position_scale.to(device)
+            proposal_boxes = proposal_boxes.float().to(device) * factor[:, None, None]
         grounding = self.grounding(
             hidden_states[where],
             scene_index[loc_index[:, 0]],
@@ -426,7 +406,8 @@ class VidLLMModel(VidLLMPreTrainedModel):
             geometry (`dict`, *optional*): Given poses, intrinsics, depth, see `check_given_geometry`.
             scale_frames (`torch.LongTensor` of shape `(B, K)`, *optional*): Frames that vote for the scale, -1 = unused.
             metric (`bool`, *optional*): See `assemble_reconstruction`.
-            proposal_boxes (`torch.FloatTensor` of shape `(B, M, 6)`, *optional*): Candidate boxes, room frame, position units; the decoder chooses among them.
+            proposal_boxes (`torch.FloatTensor` of shape `(B, M, 6)`, *optional*): Candidate boxes, room frame, in the reconstruction's
+                unit; the decoder chooses among them.
             proposal_mask (`torch.BoolTensor` of shape `(B, M)`, *optional*): Real proposals.
             use_cache (`bool`, *optional*): Return the language model's cache.
             output_scene_tokens (`bool`): False stops after the reconstruction.
@@ -446,6 +427,8 @@ class VidLLMModel(VidLLMPreTrainedModel):
             raise ValueError("wanted pixel_values_videos or scene; got both")
         if input_ids is not None and inputs_embeds is not None:
             raise ValueError("wanted input_ids or inputs_embeds; got both")
+        if scene is not None and torch.is_grad_enabled() and scene.tokens.is_inference():
+            scene = scene._map(torch.clone)  # encoded under inference_mode: autograd takes copies only
         raw = metric_depth_m = None
         if pixel_values_videos is not None:
             scene, raw, metric_depth_m = self._encode(
@@ -462,15 +445,11 @@ class VidLLMModel(VidLLMPreTrainedModel):
         if input_ids is not None:
             past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
             if scene is not None:
+                if scene.tokens is None:
+                    raise ValueError("output_scene_tokens: wanted True where there are prompts; got False")
                 scene_index = resolve_scene_index(input_ids.shape[0], scene, scene_index, input_ids.device)
-                if (
-                    past_length == 0
-                    and ((input_ids == self.config.video_token_id).sum(1)[scene_index >= 0] == 0).any()
-                ):
-                    raise ValueError(
-                        f"input_ids: wanted {scene.mask.shape[1]} video placeholders (token {self.config.video_token_id}) in each prompt with "
-                        "a scene; got a prompt without"
-                    )
+                if past_length == 0:
+                    check_placeholders(input_ids, scene, scene_index, self.config.video_token_id)
                 if attention_mask is None:
                     attention_mask = input_ids.new_ones(input_ids.shape[0], past_length + input_ids.shape[1])
                 if is_token_mask(attention_mask):
@@ -480,6 +459,10 @@ class VidLLMModel(VidLLMPreTrainedModel):
             elif past_length == 0 and (input_ids == self.config.video_token_id).any():
                 raise ValueError(
                     f"input_ids: prompts hold video placeholders (token {self.config.video_token_id}); wanted pixel_values_videos or scene; got neither"
+                )
+            elif past_length == 0 and (input_ids == self.config.coord_token_id).any():
+                raise ValueError(
+                    f"input_ids: prompts hold points (coord token {self.config.coord_token_id}), which need a scene; got none"
                 )
             inputs_embeds = embed_prompt(
                 input_ids,
@@ -534,6 +517,10 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
         super().__init__(config)
         self.model = VidLLMModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        embedding = self.model.get_input_embeddings()
+        # most language models call it embed_tokens, GPT-2 wte, OPT decoder.embed_tokens
+        name = next(name for name, module in self.model.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
         self.post_init()
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
@@ -573,7 +560,7 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
             Paper: Fig. 2, up to the language model. Ours: given geometry.
         """
         return self.model(
-            pixel_values_videos=pixel_values_videos, video_size_shw=video_size_shw, geometry=geometry
+            pixel_values_videos=pixel_values_videos, video_size_shw=video_size_shw, geometry=geometry, return_dict=True
         ).scene
 
     @torch.no_grad()
@@ -607,6 +594,7 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
             metric=metric,
             geometry=geometry,
             output_scene_tokens=False,
+            return_dict=True,
         )
         return output.scene.reconstruction
 
@@ -630,7 +618,7 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
             Upstream: huggingface/transformers composite models (name and type).
         """
         scene = self.model(
-            pixel_values_videos=pixel_values_videos, video_size_shw=video_size_shw, geometry=geometry
+            pixel_values_videos=pixel_values_videos, video_size_shw=video_size_shw, geometry=geometry, return_dict=True
         ).scene
         return BaseModelOutputWithPooling(last_hidden_state=scene.tokens, pooler_output=scene.tokens)
 
@@ -719,6 +707,7 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
             use_cache=use_cache,
             output_scene_tokens=output_scene_tokens,
             output_grounding=output_grounding,
+            return_dict=True,
             **kwargs,
         )
         loss = logits = None

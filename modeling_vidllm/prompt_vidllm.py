@@ -49,6 +49,31 @@ def resolve_scene_index(
     return scene_index
 
 
+def check_placeholders(
+    input_ids: torch.Tensor, scene: VidLLMScene, scene_index: torch.Tensor, video_token_id: int
+) -> None:
+    """Refuse prompts that are about a video but have no place for it.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(Q, L)`, int64): Whole prompts.
+        scene (`VidLLMScene`): Encoded videos.
+        scene_index (`torch.Tensor` of shape `(Q,)`, int64): From [`resolve_scene_index`].
+        video_token_id (`int`): The placeholder.
+
+    Raises:
+        ValueError: A prompt with a scene holds no placeholder.
+
+    Source:
+        Ours: the question would be answered blind.
+    """
+    missing = (scene_index >= 0) & ~(input_ids == video_token_id).any(dim=1)
+    if missing.any():
+        raise ValueError(
+            f"input_ids: wanted {scene.mask.shape[1]} video placeholders (token {video_token_id}) in each prompt with "
+            f"a scene; got a prompt without ({int(missing.nonzero()[0])})"
+        )
+
+
 def mask_empty_slots(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
@@ -69,11 +94,16 @@ def mask_empty_slots(
         `torch.Tensor` of shape `(Q, past + L)`, int64: 0 at padding and at empty slots.
 
     Raises:
-        ValueError: A row holds another number of placeholders than the scene has slots.
+        ValueError: A row holds another number of placeholders than the scene has slots, or the mask is too short.
 
     Source:
         Ours: empty slots must take no position, also in the decode steps, which see only this mask.
     """
+    if attention_mask.shape[0] != input_ids.shape[0] or attention_mask.shape[1] < input_ids.shape[1]:
+        raise ValueError(
+            f"attention_mask: wanted shape {tuple(input_ids.shape)}, longer by what a cache holds; "
+            f"got {tuple(attention_mask.shape)}"
+        )
     placeholder_mask = input_ids == video_token_id
     counts = placeholder_mask.sum(dim=1)
     slots = scene.mask.shape[1]
@@ -136,13 +166,26 @@ def embed_prompt(
     if rows.numel():
         tokens = scene.tokens.to(embeds.device, embeds.dtype)[rows.to(embeds.device)]  # (prompts with video, N, D)
         embeds = embeds.masked_scatter(placeholder_mask[..., None].expand_as(embeds), tokens)
+    where = input_ids == coord_token_id
     if coord_points_world is None:
+        if where.any():
+            raise ValueError(
+                f"coord_points_world: wanted one point per coord token {coord_token_id}; got {int(where.sum())} coord "
+                "tokens and no points"
+            )
         return embeds
 
+    if coord_points_world.ndim != 3 or coord_points_world.shape[::2] != (input_ids.shape[0], 3):
+        raise ValueError(
+            f"coord_points_world: wanted shape ({input_ids.shape[0]}, points, 3); got {tuple(coord_points_world.shape)}"
+        )
     if coord_mask is None:
         coord_mask = torch.ones(coord_points_world.shape[:2], dtype=torch.bool)
+    if coord_mask.shape != coord_points_world.shape[:2]:
+        raise ValueError(
+            f"coord_mask: wanted shape {tuple(coord_points_world.shape[:2])}; got {tuple(coord_mask.shape)}"
+        )
     coord_mask = coord_mask.bool().to(embeds.device)
-    where = input_ids == coord_token_id
     wrong = where.sum(1) != coord_mask.sum(1)
     if wrong.any():
         row = int(wrong.nonzero()[0])

@@ -197,6 +197,10 @@ class VidLLMScene(_BatchedOutput):
         # Language-model caches over this scene's prefix, filled by `generate`; neither saved nor copied.
         self.prefix_caches = {}
 
+    def __reduce__(self):
+        """Copies and pickles carry the fields only: a kept prefix belongs to one object and one model."""
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+
     @property
     def num_scenes(self) -> int:
         """Number of videos B."""

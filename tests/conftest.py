@@ -25,6 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 if "HF_MODULES_CACHE" not in os.environ:
     os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="vidllm_modules_")
     atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+elif "PYTEST_XDIST_WORKER" in os.environ:
+    # two workers that copy the same code into one cache would trip over each other
+    os.environ["HF_MODULES_CACHE"] = str(Path(os.environ["HF_MODULES_CACHE"]) / os.environ["PYTEST_XDIST_WORKER"])
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1", "0.0.0.0", ""}  # processes of one test talk to each other through it
 connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from vidllm.loading import encode, frames_rgb, load, load_model, load_processor, read_video
 
+# the very words that training uses
+from vidllm.processing.benchmarks.prompts import DEFAULT_STYLE, user_turn
+
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +24,6 @@ if TYPE_CHECKING:
 
 # Prompts answered together; more would need more memory without being faster on small machines.
 QUESTIONS_PER_BATCH = 8
-GROUND_PROMPT = "Where is this in the room: {description}"
-CAPTION_PROMPT = ("Describe the object at ", ".")
 
 
 class PromptTooLongError(ValueError):
@@ -286,8 +287,7 @@ def ground(
     import torch
 
     check_texts([description], "description")
-    text = GROUND_PROMPT.format(description=description)
-    chat = [{"role": "user", "content": [{"type": "text", "text": text}]}]
+    chat = [user_turn(DEFAULT_STYLE, "ground", description=description)]
     if model.config.box_output == "text":
         boxes = answer_batch(model, processor, scene, [chat])[0][1]
         return Grounding(description, bool(boxes), boxes, None)
@@ -333,13 +333,11 @@ def caption(
     """
     import torch
 
-    before, after = CAPTION_PROMPT
-    content = [
-        {"type": "text", "text": before},
-        {"type": "point", "xyz": list(point), "frame": frame_of},
-        {"type": "text", "text": after},
-    ]
-    text = answer_batch(model, processor, scene, [[{"role": "user", "content": content}]], max_new_tokens)[0][0]
+    turn = user_turn(DEFAULT_STYLE, "caption")
+    for block in turn["content"]:
+        if block["type"] == "point":
+            block.update(xyz=list(point), frame=frame_of)
+    text = answer_batch(model, processor, scene, [[turn]], max_new_tokens)[0][0]
     room_from_world = scene.reconstruction.room_from_world[0].double().cpu()
     given = torch.tensor([float(value) for value in point], dtype=torch.float64)
     other = room_from_world.T @ given if frame_of == "room" else room_from_world @ given

@@ -1,0 +1,1 @@
+"""Procedural rooms: furnished, filmed, described, and written in the file formats of ScanNet and its language benchmarks."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from vidllm.cli_console import VidLLMCommands, progress, say, write, write_json
+from vidllm.cli_data import data, rooms
 
 
 app = typer.Typer(
@@ -391,6 +392,10 @@ def demo(
     document = run_demo(out.expanduser(), say if json else write)
     if json:
         write_json(document)
+
+
+app.command()(rooms)
+app.add_typer(data, name="data")
 
 
 def main() -> None:

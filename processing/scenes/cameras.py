@@ -63,6 +63,16 @@ def checked_poses(scene_from_cam: np.ndarray, name: str, frame_ids: Sequence[int
     return cam_from_scene, problems
 
 
+def _text_lines(path: Path) -> list[str]:
+    """Lines of a text file; a file that cannot be read is one clear error."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        raise VidLLMMissingFileError(f"{path}: no such file") from None
+    except OSError as error:
+        raise VidLLMInputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
 def read_numbers(path: str | Path) -> list[list[float]]:
     """Numbers of a text file, line by line; empty lines are left out.
 
@@ -80,12 +90,7 @@ def read_numbers(path: str | Path) -> list[list[float]]:
         Ours: `numpy.loadtxt` names no field.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        raise VidLLMMissingFileError(f"{path}: no such file") from None
-    except OSError as error:
-        raise VidLLMInputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    lines = _text_lines(path)
     rows = []
     for number, line in enumerate(lines, 1):
         row = []
@@ -179,12 +184,7 @@ def read_scan_info(path: str | Path) -> dict[str, str]:
         Ours.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        raise VidLLMMissingFileError(f"{path}: no such file") from None
-    except OSError as error:
-        raise VidLLMInputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    lines = _text_lines(path)
     info = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():

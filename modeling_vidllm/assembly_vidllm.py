@@ -4,11 +4,14 @@ Everything here is float32, without gradient, and happens once per group of vide
 Shapes: B videos, S frames, H W pixels.
 """
 
+import contextlib
+
 import torch
 
 from .configuration_vidllm import VidLLMConfig
 from .geometry_vidllm import cameras_from_pose_encoding, reexpress_to_first_frame, unproject_depth
 from .metric_depth_vidllm import align_scale, spread_frames
+from .ragged_vidllm import ragged_masks
 from .reconstruction_vidllm import VidLLMRawReconstruction
 from .scene_vidllm import VidLLMReconstruction
 
@@ -59,8 +62,20 @@ def check_given_geometry(geometry: dict, video_size_shw: torch.Tensor) -> dict:
         if tuple(value.shape) != shapes[name]:
             raise ValueError(f"geometry[{name!r}]: wanted shape {shapes[name]}; got {tuple(value.shape)}")
         checked[name] = value.bool() if name == "mask" else value.float()
-    keep = checked.get("mask", torch.ones(batch, dtype=torch.bool)).cpu()
-    for row in range(batch):
+    keep = checked.get("mask", torch.ones(batch, dtype=torch.bool))
+    # rounded to bfloat16, a good rotation looks bad
+    devices = {value.device.type for value in checked.values()} or {"cpu"}
+    with contextlib.ExitStack() as exact:
+        for device in sorted(devices):
+            exact.enter_context(torch.autocast(device_type=device, enabled=False))
+        if not _all_fine(checked, keep, video_size_shw):
+            _raise_problem(checked, keep.cpu(), video_size_shw)
+    return checked
+
+
+def _raise_problem(checked: dict, keep: torch.Tensor, video_size_shw: torch.Tensor) -> None:
+    """Find the first given value that is wrong, and name its video and frame."""
+    for row in range(len(keep)):
         if not keep[row]:
             continue
         frames, rows, columns = video_size_shw[row].tolist()
@@ -78,7 +93,37 @@ def check_given_geometry(geometry: dict, video_size_shw: torch.Tensor) -> dict:
                     raise ValueError(f"geometry[{name!r}]: video {row}, frame {frame}: {problem}")
         if "room_from_world" in checked and (problem := _rotation_problem(checked["room_from_world"][row])):
             raise ValueError(f"geometry['room_from_world']: video {row}: {problem}")
-    return checked
+
+
+def _all_fine(checked: dict, keep: torch.Tensor, video_size_shw: torch.Tensor) -> bool:
+    """Whether no given value has a problem: all frames at once, with one answer to the host; what is wrong is found frame by frame."""
+    frame_mask, pixel_mask = ragged_masks(video_size_shw)
+    fine = []
+    for name, value in checked.items():
+        if name == "mask":
+            continue
+        if name == "depth_m":
+            good, counts = torch.isfinite(value) & (value >= 0), pixel_mask
+        elif name == "intrinsics_px":
+            good = torch.isfinite(value).all(-1).all(-1) & (value[..., 0, 0] > 0) & (value[..., 1, 1] > 0)
+            counts = frame_mask
+        else:
+            rotation = value[..., :3, :3]
+            eye = torch.eye(3, device=value.device)
+            off = (rotation @ rotation.transpose(-1, -2) - eye).abs().amax((-2, -1))
+            good = torch.isfinite(value).all(-1).all(-1) & (off <= 1e-3)
+            # the sign of the determinant, as a triple product: exact where the rows are almost orthonormal
+            triple = (torch.linalg.cross(rotation[..., 0, :], rotation[..., 1, :]) * rotation[..., 2, :]).sum(-1)
+            good &= triple > 0
+            counts = frame_mask
+            if name == "room_from_world":
+                counts = torch.ones(len(value), dtype=torch.bool)
+            else:
+                last_row = torch.tensor([0.0, 0.0, 0.0, 1.0], device=value.device)
+                good &= (value[..., 3, :] - last_row).abs().amax(-1) <= 1e-5
+        counts = counts.to(value.device) & keep.to(value.device).view(-1, *[1] * (counts.ndim - 1))
+        fine.append((good | ~counts).all())
+    return bool(torch.stack(fine).all()) if fine else True
 
 
 def _rotation_problem(rotation: torch.Tensor) -> str | None:
@@ -164,7 +209,19 @@ def assemble_reconstruction(
         is used as it is and sets the scale of the rest; without alignment the metric head's depth is used and translations take the
         ratio of median depths.
     """
-    geometry = dict(geometry or {})
+    with torch.autocast(device_type=raw.depth_relative.device.type, enabled=False):
+        return _assemble(raw, metric_depth_m, config, dict(geometry or {}), scale_frames, metric)
+
+
+def _assemble(
+    raw: VidLLMRawReconstruction,
+    metric_depth_m: torch.Tensor | None,
+    config: VidLLMConfig,
+    geometry: dict,
+    scale_frames: torch.Tensor | None,
+    metric: bool | None,
+) -> VidLLMReconstruction:
+    """`assemble_reconstruction`, in full precision."""
     # float() hands float32 tensors through, graph and all: detach first
     depth, confidence = raw.depth_relative.detach().float(), raw.depth_confidence.detach().float()
     depth_relative = depth

@@ -112,6 +112,8 @@ class VidLLMConfig(PreTrainedConfig):
         "grounding",
         "loc_index",
         "scene_index",
+        "geom_tokens",
+        "lang_tokens",
     ]
     # saving copies this file beside the config
     _auto_class: ClassVar[str] = "AutoConfig"

@@ -110,23 +110,29 @@ def nearest_neighbors(
     """Nearest points of each query, nearest first, ties to the lowest index.
 
     Args:
-        queries (`torch.Tensor` of shape `(queries, 3)`): Query positions, float32.
-        positions (`torch.Tensor` of shape `(points, 3)`): Points, float32.
-        mask (`torch.BoolTensor` of shape `(points,)`): True for points that exist.
+        queries (`torch.Tensor` of shape `(..., queries, 3)`): Query positions, float32.
+        positions (`torch.Tensor` of shape `(..., points, 3)`): Points, float32.
+        mask (`torch.BoolTensor` of shape `(..., points)`): True for points that exist.
         num_neighbors (`int`): Neighbours wanted.
 
     Returns:
-        `tuple`: `indices (queries, k)` int64 and `neighbor_mask (queries, k)` bool, `k = min(num_neighbors,
+        `tuple`: `indices (..., queries, k)` int64 and `neighbor_mask (..., queries, k)` bool, `k = min(num_neighbors,
         points)`; a shorter list is a prefix of a longer one.
 
     Source:
         Upstream: LLaVA-3D supplement (k-NN cross-attention). Ours: a stable sort, because `topk` leaves ties open.
     """
-    distance = queries.new_zeros(queries.shape[0], positions.shape[0])
+    distance = queries.new_zeros(*queries.shape[:-1], positions.shape[-2])
     for axis in range(3):
-        distance = distance + (queries[:, None, axis] - positions[None, :, axis]).square()
-    indices = distance.masked_fill(~mask, torch.inf).sort(dim=1, stable=True).indices[:, :num_neighbors]
-    return indices, mask[indices]
+        distance = distance + (queries[..., :, None, axis] - positions[..., None, :, axis]).square()
+    distance = distance.masked_fill(~mask.unsqueeze(-2), torch.inf)
+    indices = distance.sort(dim=-1, stable=True).indices[..., :num_neighbors]
+    return indices, mask.unsqueeze(-2).expand(distance.shape).gather(-1, indices)
+
+
+def _of_neighbors(values: torch.Tensor, neighbor_index: torch.Tensor) -> torch.Tensor:
+    """`(scenes, slots, size)` at `(scenes, queries, neighbors)` -> `(scenes, queries, neighbors, size)`."""
+    return values[torch.arange(len(values), device=values.device)[:, None, None], neighbor_index]
 
 
 class VidLLMNoTarget(nn.Module):
@@ -184,24 +190,27 @@ class VidLLMNeighborAttention(nn.Module):
         """Attend from the queries of all locs to the neighbours that they share.
 
         Args:
-            queries (`torch.Tensor` of shape `(locs, queries, width)`): Query states with their position encoding.
-            neighbors (`torch.Tensor` of shape `(queries, neighbors, width)`): Projected scene tokens.
-            offsets (`torch.Tensor` of shape `(queries, neighbors, 3)`): Neighbour minus query, room frame, metres.
-            neighbor_mask (`torch.BoolTensor` of shape `(queries, neighbors)`): True for neighbours that exist.
+            queries (`torch.Tensor` of shape `(scenes, locs, queries, width)`): Query states with their position encoding.
+            neighbors (`torch.Tensor` of shape `(scenes, queries, neighbors, width)`): Projected scene tokens.
+            offsets (`torch.Tensor` of shape `(scenes, queries, neighbors, 3)`): Neighbour minus query, room frame, metres.
+            neighbor_mask (`torch.BoolTensor` of shape `(scenes, queries, neighbors)`): True for neighbours that exist.
 
         Returns:
-            `torch.Tensor` of shape `(locs, queries, width)`: the update, without the residual.
+            `torch.Tensor` of shape `(scenes, locs, queries, width)`: the update, without the residual.
         """
-        neighbors = neighbors + self.offset_mlp(offsets, neighbors.dtype)
-        # (locs, queries, width) -> (queries, heads, locs, head width): all locs of a scene share a query's neighbours
-        query = split_heads(self.q_proj(self.norm(queries)).transpose(0, 1), self.num_heads)
+        num_scenes = queries.shape[0]
+        neighbors = (neighbors + self.offset_mlp(offsets, neighbors.dtype)).flatten(0, 1)
+        # (scenes, locs, queries, width) -> (scenes * queries, heads, locs, head width): all locs of a scene share a query's
+        # neighbours
+        query = split_heads(self.q_proj(self.norm(queries)).transpose(1, 2).flatten(0, 1), self.num_heads)
         key = split_heads(self.k_proj(neighbors), self.num_heads)
         value = split_heads(self.v_proj(neighbors), self.num_heads)
+        neighbor_mask = neighbor_mask.flatten(0, 1)
         bias = torch.zeros_like(neighbor_mask, dtype=query.dtype)
         bias = bias.masked_fill(~neighbor_mask, torch.finfo(query.dtype).min)[:, None, None, :]
         attended = attend(self, self.config._attn_implementation, query, key, value, bias)
-        # (queries, locs, width) -> (locs, queries, width)
-        return self.o_proj(attended).transpose(0, 1)
+        # (scenes * queries, locs, width) -> (scenes, locs, queries, width)
+        return self.o_proj(attended).unflatten(0, (num_scenes, -1)).transpose(1, 2)
 
 
 class VidLLMDistanceAttention(nn.Module):
@@ -231,14 +240,20 @@ class VidLLMDistanceAttention(nn.Module):
         """Attend among the queries of a loc and the loc itself, which is the last token.
 
         Args:
-            hidden_states (`torch.Tensor` of shape `(locs, queries + 1, width)`): States with their position encoding.
-            distances (`torch.Tensor` of shape `(queries, queries)`): Metres between queries.
-            query_mask (`torch.BoolTensor` of shape `(queries,)`): True for queries that exist; others are not read.
+            hidden_states (`torch.Tensor` of shape `(scenes, locs, queries + 1, width)`): States with their position encoding.
+            distances (`torch.Tensor` of shape `(scenes, queries, queries)`): Metres between queries.
+            query_mask (`torch.BoolTensor` of shape `(scenes, queries)`): True for queries that exist; others are not read.
 
         Returns:
-            `torch.Tensor` of shape `(locs, queries + 1, width)`: the update, without the residual.
+            `torch.Tensor` of shape `(scenes, locs, queries + 1, width)`: the update, without the residual.
         """
-        hidden_states = self.norm(hidden_states)
+        num_scenes, num_locs = hidden_states.shape[:2]
+        hidden_states = self.norm(hidden_states).flatten(0, 1)  # (scenes, locs, ...) -> (scenes * locs, ...)
+
+        def per_loc(values: torch.Tensor) -> torch.Tensor:
+            return values.unsqueeze(1).expand(-1, num_locs, *values.shape[1:]).flatten(0, 1).unsqueeze(1)
+
+        distances, query_mask = per_loc(distances), per_loc(query_mask).unsqueeze(1)
         # (locs, queries, heads) -> (locs, heads, queries, 1)
         sigma = nn.functional.softplus(self.sigma_proj(hidden_states[:, :-1])).transpose(1, 2).unsqueeze(-1)
         unread = torch.finfo(hidden_states.dtype).min
@@ -246,12 +261,13 @@ class VidLLMDistanceAttention(nn.Module):
         # The loc reads every query, and every query the loc, at no cost of distance; nobody reads a query that does
         # not exist.
         loc_row = torch.zeros_like(query_mask, dtype=bias.dtype).masked_fill(~query_mask, unread)
-        bias = torch.cat([bias, loc_row.expand(*bias.shape[:2], 1, -1)], dim=2)
+        bias = torch.cat([bias, loc_row.expand(-1, self.num_heads, -1, -1)], dim=2)
         bias = nn.functional.pad(bias, (0, 1))
         query = split_heads(self.q_proj(hidden_states), self.num_heads)
         key = split_heads(self.k_proj(hidden_states), self.num_heads)
         value = split_heads(self.v_proj(hidden_states), self.num_heads)
-        return self.o_proj(attend(self, self.config._attn_implementation, query, key, value, bias))
+        attended = attend(self, self.config._attn_implementation, query, key, value, bias)
+        return self.o_proj(attended).unflatten(0, (num_scenes, num_locs))
 
 
 class VidLLMGroundingLayer(GradientCheckpointingLayer):
@@ -285,29 +301,30 @@ class VidLLMGroundingLayer(GradientCheckpointingLayer):
         neighbor_mask: torch.Tensor,
         distances: torch.Tensor,
     ) -> torch.Tensor:
-        """Update the queries and the locs of one scene.
+        """Update the queries and the locs of scenes.
 
         Args:
-            hidden_states (`torch.Tensor` of shape `(locs, queries + 1, width)`): Query contents, then the loc.
-            query_encoding (`torch.Tensor` of shape `(queries, width)`): Position encoding of the queries.
-            scene_tokens (`torch.Tensor` of shape `(slots, width)`): Projected scene tokens.
-            scene_positions (`torch.Tensor` of shape `(slots, 3)`): Their positions, room frame.
-            query_positions (`torch.Tensor` of shape `(queries, 3)`): Positions of the queries, room frame.
-            query_mask (`torch.BoolTensor` of shape `(queries,)`): True for queries that exist.
-            neighbor_index (`torch.Tensor` of shape `(queries, neighbors)`): Slots next to each query, int64.
-            neighbor_mask (`torch.BoolTensor` of shape `(queries, neighbors)`): True for slots that are filled.
-            distances (`torch.Tensor` of shape `(queries, queries)`): Metres between queries.
+            hidden_states (`torch.Tensor` of shape `(scenes, locs, queries + 1, width)`): Query contents, then the loc.
+            query_encoding (`torch.Tensor` of shape `(scenes, queries, width)`): Position encoding of the queries.
+            scene_tokens (`torch.Tensor` of shape `(scenes, slots, width)`): Projected scene tokens.
+            scene_positions (`torch.Tensor` of shape `(scenes, slots, 3)`): Their positions, room frame.
+            query_positions (`torch.Tensor` of shape `(scenes, queries, 3)`): Positions of the queries, room frame.
+            query_mask (`torch.BoolTensor` of shape `(scenes, queries)`): True for queries that exist.
+            neighbor_index (`torch.Tensor` of shape `(scenes, queries, neighbors)`): Slots next to each query, int64.
+            neighbor_mask (`torch.BoolTensor` of shape `(scenes, queries, neighbors)`): True for slots that are filled.
+            distances (`torch.Tensor` of shape `(scenes, queries, queries)`): Metres between queries.
 
         Returns:
-            `torch.Tensor` of shape `(locs, queries + 1, width)`.
+            `torch.Tensor` of shape `(scenes, locs, queries + 1, width)`.
         """
-        queries, loc = hidden_states[:, :-1], hidden_states[:, -1:]
-        offsets = scene_positions[neighbor_index] - query_positions.unsqueeze(1)
-        neighbors = scene_tokens[neighbor_index]
+        queries, loc = hidden_states[:, :, :-1], hidden_states[:, :, -1:]
+        query_encoding = query_encoding.unsqueeze(1)
+        offsets = _of_neighbors(scene_positions, neighbor_index) - query_positions.unsqueeze(2)
+        neighbors = _of_neighbors(scene_tokens, neighbor_index)
         queries = queries + self.neighbor_attention(queries + query_encoding, neighbors, offsets, neighbor_mask)
-        hidden_states = torch.cat([queries, loc], dim=1)
+        hidden_states = torch.cat([queries, loc], dim=2)
         # The loc has no place, hence no encoding.
-        encoded = torch.cat([queries + query_encoding, loc], dim=1)
+        encoded = torch.cat([queries + query_encoding, loc], dim=2)
         hidden_states = hidden_states + self.self_attention(encoded, distances, query_mask)
         return hidden_states + self.mlp(self.norm_mlp(hidden_states))
 
@@ -332,14 +349,16 @@ class VidLLMBoxHead(nn.Module):
         """Decode boxes.
 
         Args:
-            queries (`torch.Tensor` of shape `(locs, queries, width)`): Query contents.
-            query_positions (`torch.Tensor` of shape `(queries, 3)`): Their positions, room frame.
+            queries (`torch.Tensor` of shape `(scenes, locs, queries, width)`): Query contents.
+            query_positions (`torch.Tensor` of shape `(scenes, queries, 3)`): Their positions, room frame.
 
         Returns:
-            `torch.Tensor` of shape `(locs, queries, 6)`: centre and sides, room frame; sides between 1 cm and 20 m.
+            `torch.Tensor` of shape `(scenes, locs, queries, 6)`: centre and sides, room frame; sides between 1 cm and 20 m.
         """
         offset, log_size = self.mlp(self.norm(queries)).split(3, dim=-1)
-        return torch.cat([query_positions + offset, log_size.clamp(MIN_LOG_SIZE, MAX_LOG_SIZE).exp()], dim=-1)
+        return torch.cat(
+            [query_positions.unsqueeze(1) + offset, log_size.clamp(MIN_LOG_SIZE, MAX_LOG_SIZE).exp()], dim=-1
+        )
 
 
 class VidLLMGroundingDecoder(nn.Module):
@@ -441,34 +460,47 @@ class VidLLMGroundingDecoder(nn.Module):
         scenes = torch.tensor(list(groups), device=device)
         with torch.autocast(device_type=device.type, enabled=False):
             positions, mask = scene_positions[scenes].detach().float(), scene_mask[scenes]
+            proposals = None
             if proposal_boxes is None:
                 index, query_mask = farthest_point_samples(positions, mask, self.num_queries)
                 # (scenes, slots, 3) -> (scenes, queries, 3)
                 query_positions = positions.gather(1, index.unsqueeze(-1).expand(-1, -1, 3))
-                proposals = [None] * len(groups)
             else:
                 query_mask = proposal_mask[scenes]
                 proposals = proposal_boxes[scenes].detach().float()
                 proposals = torch.where(query_mask.unsqueeze(-1), proposals, 0.0)
                 query_positions = proposals[..., :3]
             query_positions = torch.where(query_mask.unsqueeze(-1), query_positions, 0.0)
-            parts = [
-                self._decode_scene(
-                    loc_states[torch.tensor(members, device=device)].float(),
-                    scene_tokens[scene].float(),
-                    positions[row],
-                    mask[row],
-                    query_positions[row],
-                    query_mask[row],
-                    proposals[row],
+            # Scene by scene, so that no bit depends on the neighbours; all at once in training, where thousands of small steps
+            # would take longer than the arithmetic in them. Rows with fewer locs than others repeat their first one.
+            rows = [list(range(len(groups)))] if self.training else [[row] for row in range(len(groups))]
+            members_of = list(groups.values())
+            parts, places, start = [], {}, 0
+            for chosen in rows:
+                most = max(len(members_of[row]) for row in chosen)
+                members = [members_of[row] + members_of[row][:1] * (most - len(members_of[row])) for row in chosen]
+                # Where every loc comes out, copies left out.
+                for place, row in enumerate(chosen):
+                    places.update({number: start + place * most + i for i, number in enumerate(members_of[row])})
+                start += len(chosen) * most
+                part = slice(chosen[0], chosen[-1] + 1)
+                parts.append(
+                    self._decode_scenes(
+                        loc_states[torch.tensor(members, device=device)].float(),
+                        scene_tokens[scenes[part]].float(),
+                        positions[part],
+                        mask[part],
+                        query_positions[part],
+                        query_mask[part],
+                        None if proposals is None else proposals[part],
+                    )
                 )
-                for row, (scene, members) in enumerate(groups.items())
-            ]
-        order = torch.tensor([number for members in groups.values() for number in members]).argsort()
-        order = order[:num_locs].to(device)
-        return VidLLMGroundingOutput(**{name: torch.cat([part[name] for part in parts])[order] for name in parts[0]})
+        order = torch.tensor([places[number] for number in range(num_locs)], dtype=torch.int64).to(device)
+        return VidLLMGroundingOutput(
+            **{name: torch.cat([part[name].flatten(0, 1) for part in parts])[order] for name in parts[0]}
+        )
 
-    def _decode_scene(
+    def _decode_scenes(
         self,
         loc_states: torch.Tensor,
         scene_tokens: torch.Tensor,
@@ -478,19 +510,23 @@ class VidLLMGroundingDecoder(nn.Module):
         query_mask: torch.Tensor,
         proposals: torch.Tensor | None,
     ) -> dict:
-        """The `(locs, text_hidden_size)` locs of one scene; the fields of the output for them."""
-        num_locs, num_queries = loc_states.shape[0], query_positions.shape[0]
+        """The `(scenes, locs, text_hidden_size)` locs of scenes; the fields of the output for them."""
+        num_scenes, num_locs, num_queries = *loc_states.shape[:2], query_positions.shape[1]
         neighbor_index, neighbor_mask = nearest_neighbors(
             query_positions, scene_positions, scene_mask, max(self.num_neighbors)
         )
         distances = (
-            (query_positions.unsqueeze(1) - query_positions).square().sum(-1).sqrt().clamp(max=MAX_BIAS_DISTANCE)
+            (query_positions.unsqueeze(2) - query_positions.unsqueeze(1))
+            .square()
+            .sum(-1)
+            .sqrt()
+            .clamp(max=MAX_BIAS_DISTANCE)
         )
         encoding = self.query_encoding(query_positions, torch.float32)
         scene_states = self.scene_proj(self.scene_norm(scene_tokens))
-        loc = self.loc_proj(self.loc_norm(loc_states)).unsqueeze(1)
+        loc = self.loc_proj(self.loc_norm(loc_states)).unsqueeze(2)
         # Contents start at zero; a query's position comes in with its encoding.
-        hidden_states = torch.cat([loc.new_zeros(num_locs, num_queries, loc.shape[-1]), loc], dim=1)
+        hidden_states = torch.cat([loc.new_zeros(num_scenes, num_locs, num_queries, loc.shape[-1]), loc], dim=2)
         boxes_per_layer = []
         for num_neighbors, layer, box_head in zip(self.num_neighbors, self.layers, self.box_heads, strict=True):
             hidden_states = layer(
@@ -500,30 +536,31 @@ class VidLLMGroundingDecoder(nn.Module):
                 scene_positions,
                 query_positions,
                 query_mask,
-                neighbor_index[:, :num_neighbors],
-                neighbor_mask[:, :num_neighbors],
+                neighbor_index[..., :num_neighbors],
+                neighbor_mask[..., :num_neighbors],
                 distances,
             )
-            boxes_per_layer.append(box_head(hidden_states[:, :-1], query_positions))
-        boxes_per_layer = torch.stack(boxes_per_layer, dim=1)
+            boxes_per_layer.append(box_head(hidden_states[:, :, :-1], query_positions))
+        boxes_per_layer = torch.stack(boxes_per_layer, dim=2)
 
         hidden_states = self.match_norm(hidden_states)
-        candidates = self.match_query(hidden_states[:, :-1])
-        loc = nn.functional.normalize(self.match_loc(hidden_states[:, -1]), dim=-1)
-        # (locs, queries, width) and (locs, width) -> (locs, queries)
-        match_logits = (nn.functional.normalize(candidates, dim=-1) * loc.unsqueeze(1)).sum(-1) / self.temperature
+        candidates = self.match_query(hidden_states[:, :, :-1])
+        loc = nn.functional.normalize(self.match_loc(hidden_states[:, :, -1]), dim=-1)
+        # (scenes, locs, queries, width) and (scenes, locs, width) -> (scenes, locs, queries)
+        match_logits = (nn.functional.normalize(candidates, dim=-1) * loc.unsqueeze(2)).sum(-1) / self.temperature
         no_target_logit = (loc * nn.functional.normalize(self.no_target(), dim=-1)).sum(-1) / self.temperature
         if proposals is None:
-            boxes = boxes_per_layer[:, -1]
+            boxes = boxes_per_layer[:, :, -1]
         else:
-            boxes = proposals.expand(num_locs, -1, -1)
+            boxes = proposals.unsqueeze(1).expand(-1, num_locs, -1, -1)
+        query_mask = query_mask.unsqueeze(1).expand(-1, num_locs, -1)
         return {
             "boxes": boxes,
             "boxes_per_layer": boxes_per_layer,
             "match_logits": match_logits.masked_fill(~query_mask, MASKED_LOGIT),
             "no_target_logit": no_target_logit,
-            "query_positions": query_positions.expand(num_locs, -1, -1),
-            "query_mask": query_mask.expand(num_locs, -1),
+            "query_positions": query_positions.unsqueeze(1).expand(-1, num_locs, -1, -1),
+            "query_mask": query_mask,
         }
 
 

@@ -199,7 +199,7 @@ class VidLLMModel(VidLLMPreTrainedModel):
         metric: bool | None,
         with_tokens: bool,
     ) -> tuple:
-        """One group of equally sized videos `(B, S, 3, H, W)` -> scene, raw reconstruction, metric depth."""
+        """One group of equally sized videos `(B, S, 3, H, W)` -> scene, raw reconstruction, metric depth, both adapter streams."""
         batch, num_frames, _, height, width = pixel_values.shape
         grid_hw = self.encoder.grid_hw(height, width)
         frames = pixel_values.flatten(0, 1)  # (B, S, 3, H, W) -> (B * S, 3, H, W)
@@ -224,7 +224,7 @@ class VidLLMModel(VidLLMPreTrainedModel):
         scene = VidLLMScene(reconstruction=reconstruction)
         if with_tokens:
             scene = self._tokens_of(lang_tokens, reconstruction, grid_hw)
-        return scene, raw, metric_depth_m
+        return scene, raw, metric_depth_m, geom_tokens, lang_tokens
 
     def _tokens_of(self, lang_tokens: torch.Tensor, recon: VidLLMReconstruction, grid_hw: tuple) -> VidLLMScene:
         """Language stream `(B, S, P, C)` at its 3D places -> scene; no gradient into the geometry (paper 3.4)."""
@@ -253,7 +253,7 @@ class VidLLMModel(VidLLMPreTrainedModel):
         metric: bool | None,
         with_tokens: bool = True,
     ) -> tuple:
-        """`(B, S, 3, H, W)` padded for transport -> scene, raw reconstruction, metric depth; each size runs unpadded."""
+        """`(B, S, 3, H, W)` padded for transport -> what `_encode_group` gives; each size runs unpadded."""
         if pixel_values_videos.ndim != 5 or pixel_values_videos.shape[2] != 3 or len(pixel_values_videos) == 0:
             raise ValueError(
                 "pixel_values_videos: wanted shape (videos, frames, 3, height, width); "
@@ -308,11 +308,10 @@ class VidLLMModel(VidLLMPreTrainedModel):
                 (rows, *self._encode_group(group.to(dtype), group_geometry, group_scale_frames, metric, with_tokens))
             )
         if len(results) == 1:
-            _, scene, raw, metric_depth_m = results[0]
-            return scene, raw, metric_depth_m
-        scene = scatter_rows([(rows, scene) for rows, scene, _, _ in results], batch)
-        raw = scatter_rows([(rows, raw) for rows, _, raw, _ in results], batch)
-        metric_depth_m = scatter_rows([(rows, depth) for rows, _, _, depth in results], batch)
+            return results[0][1:]
+        scene, raw, metric_depth_m, geom_tokens, lang_tokens = (
+            scatter_rows([(result[0], result[part]) for result in results], batch) for part in range(1, 6)
+        )
         frame_mask, pixel_mask = ragged_masks(sizes.to(pixel_values_videos.device))
         recon = scene.reconstruction
         eye = torch.eye(4, device=recon.cam_from_world.device)
@@ -321,7 +320,7 @@ class VidLLMModel(VidLLMPreTrainedModel):
         recon.intrinsics_px = torch.where(frame_mask[..., None, None], recon.intrinsics_px, eye[:3, :3])
         scene.reconstruction.frame_mask = frame_mask
         scene.reconstruction.pixel_mask = pixel_mask
-        return scene, raw, metric_depth_m
+        return scene, raw, metric_depth_m, geom_tokens, lang_tokens
 
     # ------------------------------------------------------------------ <loc> -> boxes
 
@@ -386,6 +385,7 @@ class VidLLMModel(VidLLMPreTrainedModel):
         use_cache: bool | None = None,
         output_scene_tokens: bool = True,
         output_grounding: bool = True,
+        output_adapter_tokens: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VidLLMModelOutput:
         """From pixels and prompts to hidden states, geometry and boxes.
@@ -412,6 +412,7 @@ class VidLLMModel(VidLLMPreTrainedModel):
             use_cache (`bool`, *optional*): Return the language model's cache.
             output_scene_tokens (`bool`): False stops after the reconstruction.
             output_grounding (`bool`): False skips the grounding decoder.
+            output_adapter_tokens (`bool`): True returns both streams of the adapter, for losses on them.
             kwargs: Passed to the language model (`output_hidden_states`, `output_attentions`, ...).
 
         Returns:
@@ -429,14 +430,16 @@ class VidLLMModel(VidLLMPreTrainedModel):
             raise ValueError("wanted input_ids or inputs_embeds; got both")
         if scene is not None and torch.is_grad_enabled() and scene.tokens.is_inference():
             scene = scene._map(torch.clone)  # encoded under inference_mode: autograd takes copies only
-        raw = metric_depth_m = None
+        raw = metric_depth_m = geom_tokens = lang_tokens = None
         if pixel_values_videos is not None:
-            scene, raw, metric_depth_m = self._encode(
+            scene, raw, metric_depth_m, geom_tokens, lang_tokens = self._encode(
                 pixel_values_videos, video_size_shw, geometry, scale_frames, metric, output_scene_tokens
             )
         elif geometry is not None:
             raise ValueError("geometry: wanted together with pixel_values_videos; got it without")
         output = VidLLMModelOutput(scene=scene, raw_reconstruction=raw, metric_depth_m=metric_depth_m)
+        if output_adapter_tokens:
+            output.geom_tokens, output.lang_tokens = geom_tokens, lang_tokens
         if input_ids is None and inputs_embeds is None:
             if scene is None:
                 raise ValueError("forward: wanted input_ids, inputs_embeds or pixel_values_videos; got none of them")
@@ -645,6 +648,7 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
         use_cache: bool | None = None,
         output_scene_tokens: bool = True,
         output_grounding: bool = True,
+        output_adapter_tokens: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VidLLMOutput:
@@ -671,6 +675,7 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
             use_cache (`bool`, *optional*): Return the cache.
             output_scene_tokens (`bool`): False stops after the reconstruction.
             output_grounding (`bool`): False skips the grounding decoder.
+            output_adapter_tokens (`bool`): True returns both streams of the adapter, for losses on them.
             logits_to_keep (`int` or `torch.Tensor` of shape `(kept,)`, int64): Last positions for which logits are computed, 0 = all; or
                 their indices.
             kwargs: transformers' own (`output_hidden_states`, `num_items_in_batch`, ...); anything else is refused.
@@ -707,6 +712,7 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
             use_cache=use_cache,
             output_scene_tokens=output_scene_tokens,
             output_grounding=output_grounding,
+            output_adapter_tokens=output_adapter_tokens,
             return_dict=True,
             **kwargs,
         )

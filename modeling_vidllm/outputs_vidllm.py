@@ -31,6 +31,9 @@ class VidLLMModelOutput(ModelOutput):
         grounding (`VidLLMGroundingOutput`, *optional*): One row per `<loc>` token.
         loc_index (`torch.Tensor` of shape `(G, 2)`, int64, *optional*): Prompt and position of each `<loc>` token.
         scene_index (`torch.Tensor` of shape `(prompts,)`, int64, *optional*): Row of the scene of each prompt, -1 = text only.
+        geom_tokens (`torch.Tensor` of shape `(batch, frames, patches, encoder_width)`, *optional*): Adapter's stream to the reconstruction,
+            with `output_adapter_tokens`; rows of patches of smaller videos are padded with 0 at the end.
+        lang_tokens (`torch.Tensor` of shape `(batch, frames, patches, encoder_width)`, *optional*): Adapter's stream to the language model.
 
     Source:
         Ours: DDP and FSDP want a single forward.
@@ -47,6 +50,8 @@ class VidLLMModelOutput(ModelOutput):
     grounding: VidLLMGroundingOutput | None = None
     loc_index: torch.Tensor | None = None
     scene_index: torch.Tensor | None = None
+    geom_tokens: torch.Tensor | None = None
+    lang_tokens: torch.Tensor | None = None
 
 
 @dataclass

@@ -12,6 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from vidllm.modeling_vidllm.geometry_vidllm import (
+    START_ROOM_FROM_CAM,
+    boxes_room_from_annotation,
+    nearest_heading,
+    room_headings,
+)
 from vidllm.modeling_vidllm.scene_vidllm import VidLLMScene
 from vidllm.processing.benchmarks.frames import SceneFrames, frames_of, scene_key
 from vidllm.processing.benchmarks.prompts import spoken
@@ -61,6 +67,53 @@ def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name not in NOT_FOR_THE_MODEL}
 
 
+def box_text(boxes: np.ndarray | torch.Tensor) -> str:
+    """Boxes as a model with `box_output="text"` writes them; `VidLLMProcessor.parse_box_text` reads them back.
+
+    Args:
+        boxes (`np.ndarray` or `torch.Tensor` of shape `(M, 6)`): `(cx, cy, cz, dx, dy, dz)`, room frame, metres.
+
+    Returns:
+        `str`: `[1.13, 1.64, 0.35, 0.92, 0.03, 1.16]`, several separated by commas; `[]` for none.
+
+    Raises:
+        ValueError: Not finite boxes of six numbers.
+
+    Source:
+        Paper: the teaser's answer. Ours: centimetres; an edge is at least 0.01, because 0.00 would not be read as a box.
+    """
+    values = np.asarray(boxes, dtype=np.float64)
+    if values.ndim != 2 or values.shape[1] != 6 or not np.isfinite(values).all():
+        raise ValueError(f"box_text: wanted finite boxes of shape (M, 6); got {values.shape}")
+    # Adding 0 turns -0.0 into 0.0.
+    values = np.concatenate([values[:, :3], values[:, 3:].clip(min=0.01)], axis=1).round(2) + 0.0
+    return ", ".join("[" + ", ".join(f"{value:.2f}" for value in box) + "]" for box in values) or "[]"
+
+
+def boxes_for_text(boxes_annotation: np.ndarray, annotation_from_world: np.ndarray) -> np.ndarray:
+    """True boxes in the frame in which a model with `box_output="text"` learns to write them.
+
+    Args:
+        boxes_annotation (`np.ndarray` of shape `(M, 6)`): `(cx, cy, cz, dx, dy, dz)`, annotation frame, metres.
+        annotation_from_world (`np.ndarray` of shape `(4, 4)`): Of the sampled frames.
+
+    Returns:
+        `np.ndarray` of shape `(M, 6)`, float64: room frame, metres.
+
+    Source:
+        Ours: the true room frame whose heading is nearest to `START_ROOM_FROM_CAM`. The rotation that the model predicts, which a
+        target of the grounding decoder follows, is not known when the text is written; this is where that prediction starts and what
+        its loss leads to, and the positions in the scene tokens are in the same frame, so that the numbers can be read off them.
+        (Turned by the start rotation itself, z would not be up when the first camera looks down, and no box would lie along the
+        axes.) A first camera halfway between two walls has two such headings, and no text can tell which.
+    """
+    boxes = torch.from_numpy(np.array(boxes_annotation, dtype=np.float64))[None]
+    annotation = torch.from_numpy(np.array(annotation_from_world, dtype=np.float64))[None]
+    start = torch.tensor(START_ROOM_FROM_CAM, dtype=torch.float64)[None]
+    room = room_headings(annotation)[0, nearest_heading(start, annotation)]
+    return boxes_room_from_annotation(boxes, annotation, room)[0].numpy()
+
+
 class VidLLMCollator:
     """Makes batches of samples of any task. Samples of the same scene share a video (`scene_index`).
 
@@ -74,6 +127,7 @@ class VidLLMCollator:
         reply_choice (`str`): Which of several good replies is learned: `first` or `random` (drawn per sample and epoch).
         with_replies (`bool`): False makes prompts only, padded on the left, without labels: for generation.
         seed (`int`): Of everything that is drawn.
+        box_output (`str`): As the model's config has it: `decoder` (an assistant's box is `<loc>`) or `text` (six numbers, see `boxes_for_text`).
 
     Raises:
         ValueError: An argument is out of range.
@@ -93,7 +147,10 @@ class VidLLMCollator:
         reply_choice: str = "first",
         with_replies: bool = True,
         seed: int = 0,
+        box_output: str = "decoder",
     ):
+        if box_output not in ("decoder", "text"):
+            raise ValueError(f"collator: wanted box_output decoder or text; got {box_output!r}")
         if not 0 <= given_geometry <= 1 or reply_choice not in ("first", "random"):
             raise ValueError(
                 f"collator: wanted given_geometry in 0..1 and reply_choice first or random; got {given_geometry}, {reply_choice!r}"
@@ -109,6 +166,7 @@ class VidLLMCollator:
         self.reply_choice = reply_choice
         self.with_replies = with_replies
         self.seed = seed
+        self.box_output = box_output
         # In shared memory, so that loader processes that live on see a new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -213,7 +271,8 @@ class VidLLMCollator:
                     f"sample {sample.sample_id}: wanted a reply to learn; it has none (answers of test splits are hidden)"
                 )
             matrix = scenes[row].annotation_from_world
-            chats.append(sample.chat(matrix, reply=self._reply(sample), with_reply=self.with_replies))
+            chat = sample.chat(matrix, reply=self._reply(sample), with_reply=self.with_replies)
+            chats.append(_with_box_texts(sample, chat, matrix) if self.box_output == "text" else chat)
         # Chats about encoded scenes name no media, so that text and videos are made apart, each once.
         stand_in = VidLLMScene(tokens=torch.zeros(len(scenes), self.processor.num_scene_tokens, 0))
         encoded = self.processor.apply_chat_template(
@@ -285,6 +344,35 @@ class VidLLMCollator:
             mask &= targets["depth_mask"]
             names.append("depth_m")
         return {**{name: targets[name] for name in names}, "mask": mask}
+
+
+def _with_box_texts(sample: Sample, chat: list[dict], annotation_from_world: np.ndarray | None) -> list[dict]:
+    """A chat whose box blocks are texts."""
+    if not any(block["type"] == "box" for turn in chat for block in turn["content"]):
+        return chat
+    if sample.boxes_annotation is None:
+        raise VidLLMInputError(
+            f'sample {sample.sample_id}: wanted boxes, because box_output="text" writes them into the reply; they are not known'
+        )
+    boxes = sample.boxes_annotation
+    if len(boxes):
+        if annotation_from_world is None:
+            raise VidLLMInputError(
+                f'sample {sample.sample_id}: wanted annotation_from_world of the sampled frames, because box_output="text" writes boxes in '
+                "the room frame; the scene has no valid pose for its first sampled frame, or no known alignment"
+            )
+        boxes = boxes_for_text(boxes, annotation_from_world)
+    number, written = 0, []
+    for turn in chat:
+        content: list[dict] = []
+        for position, block in enumerate(turn["content"]):
+            if block["type"] == "box":
+                follows_box = position > 0 and turn["content"][position - 1]["type"] == "box"
+                text = box_text(boxes[np.array(sample.box_block, dtype=np.int64) == number])
+                block, number = {"type": "text", "text": ", " + text if follows_box else text}, number + 1
+            content.append(block)
+        written.append({**turn, "content": content})
+    return written
 
 
 def _with_annotation(scene: SceneFrames, samples: list[Sample]) -> SceneFrames:
@@ -361,4 +449,4 @@ def _camera_targets(
     return targets
 
 
-__all__ = ["IGNORED_LABEL", "VidLLMCollator", "keyed_generator", "model_inputs"]
+__all__ = ["IGNORED_LABEL", "VidLLMCollator", "box_text", "boxes_for_text", "keyed_generator", "model_inputs"]

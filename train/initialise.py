@@ -53,7 +53,7 @@ tags:
 Every weight of this checkpoint was drawn at random (seed {seed}). It has the shapes of `{name}` ({description}) and runs through all of
 `vidllm`, but its answers, boxes and reconstructions mean nothing until it is trained.
 
-Tokenizer: bytes, no merges. Parameters: {total:,}. Details: `initialisation.json`.
+Tokenizer: {tokenizer}. Parameters: {total:,}. Details: `initialisation.json`.
 
 ```python
 from transformers import AutoModel, AutoProcessor
@@ -211,7 +211,7 @@ def build_untrained(
     """
     recipe = preset(preset_name)
     dtype = _checked_dtype(dtype)
-    tokenizer = byte_level_tokenizer(recipe.chat_template_family)
+    tokenizer = byte_level_tokenizer(recipe.chat_template_family, recipe.merges)
     ids = add_vidllm_tokens(tokenizer)
     text_changes = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     text_changes["bos_token_id"] = tokenizer.bos_token_id
@@ -280,7 +280,7 @@ def initialise(
             "preset": preset_name,
             "untrained": True,
             "seed": seed,
-            "tokenizer": "byte-level",
+            "tokenizer": "byte-level" if recipe.merges is None else f"byte-level with {recipe.merges}",
             "total_parameters": sum(counts.values()),
             "parts": {
                 name: {
@@ -295,7 +295,11 @@ def initialise(
             },
         }
         card = _CARD.format(
-            name=preset_name, seed=seed, description=recipe.description, total=report["total_parameters"]
+            name=preset_name,
+            seed=seed,
+            description=recipe.description,
+            tokenizer=report["tokenizer"],
+            total=report["total_parameters"],
         )
         extra = {REPORT_NAME: json.dumps(report, indent=1) + "\n", "README.md": card}
         _write_files(model, processor, partial, extra)

@@ -30,6 +30,7 @@ class VidLLMPreset:
         num_frames (`int`): Frames per video by default.
         shortest_edge (`int`): Short side of the frames, pixels; both sides are cropped to multiples of the patch size.
         chat_template_family (`str`): `chatml` or `llama3`.
+        merges (`str`, *optional*): File of merges of an untrained folder's tokenizer, see `byte_level_tokenizer`; None: bytes alone.
         keeps_vocabulary (`bool`): True: an untrained folder keeps the language model's vocabulary size although its byte-level
             tokenizer uses few of the rows; False: it is cut to the tokenizer.
         image_mean (`tuple` of `float`): Per channel, of pixels in 0..1.
@@ -47,6 +48,7 @@ class VidLLMPreset:
     num_frames: int
     shortest_edge: int
     chat_template_family: str = "chatml"
+    merges: str | None = None
     keeps_vocabulary: bool = False
     image_mean: tuple[float, float, float] = field(default=IMAGENET_MEAN)
     image_std: tuple[float, float, float] = field(default=IMAGENET_STD)
@@ -155,13 +157,13 @@ _PRESETS = (
     ),
     VidLLMPreset(
         name="vidllm-nano",
-        description="CPU: small ViT with 8-pixel patches, 3 reconstruction pairs, small Qwen3-type decoder, bytes as tokens",
+        description="CPU: small ViT with 8-pixel patches, 3 reconstruction pairs, small Qwen3-type decoder, own tokenizer",
         vision_config={
             "model_type": "dinov2_with_registers",
             "hidden_size": 192,
-            "num_hidden_layers": 6,
+            "num_hidden_layers": 8,
             "num_attention_heads": 3,
-            "mlp_ratio": 2,
+            "mlp_ratio": 3,
             "image_size": 96,
             "patch_size": 8,
             "num_register_tokens": 4,
@@ -171,38 +173,44 @@ _PRESETS = (
             "model_type": "qwen3",
             "hidden_size": 192,
             "intermediate_size": 384,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 5,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
             "head_dim": 32,
-            "vocab_size": 264,
+            "vocab_size": 776,
             "max_position_embeddings": 4096,
             "tie_word_embeddings": True,
         },
         model_fields={
-            "video_token_id": 259,
-            "coord_token_id": 260,
-            "loc_token_id": 261,
+            "video_token_id": 768,
+            "coord_token_id": 769,
+            "loc_token_id": 770,
             "num_adapter_heads": 3,
             "adapter_expansion": 2,
             "num_bridge_tokens": 16,
             "num_reconstruction_layers": 3,
             "num_reconstruction_heads": 3,
+            # trained from scratch: with VGGT's 0.01 the blocks would stay silent for most of a short run
+            "reconstruction_layer_scale": 0.1,
             "num_camera_layers": 1,
             "num_camera_heads": 6,
             "dense_head_channels": [32, 48, 64, 64],
-            "dense_head_features": 32,
-            "metric_decoder_features": 32,
+            "dense_head_features": 48,
+            "metric_decoder_features": 48,
             "num_depth_bins": 64,
-            "num_scene_tokens": 96,
+            "num_scene_tokens": 192,
+            "encoder_frame_chunk": 128,
+            "dense_frame_chunk": 128,
             "position_hidden_size": 192,
             "grounding_hidden_size": 96,
             "num_grounding_heads": 4,
             "num_grounding_queries": 64,
-            "grounding_neighbors": [8, 16],
+            "grounding_neighbors": [8, 16, 32],
         },
         num_frames=8,
         shortest_edge=96,
+        # learned by `learn_merges(room_texts(seed=3, count=60), 762)`: every word of the rooms is one token
+        merges="nano_merges.txt",
     ),
     VidLLMPreset(
         name="vidllm-tiny",

@@ -1,10 +1,12 @@
-"""Tokenizers: one that knows bytes alone, and the three tokens that Vid-LLM adds to any other."""
+"""Tokenizers: one over bytes, with or without merges, and the three tokens that Vid-LLM adds to any other."""
 
 import difflib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
@@ -71,26 +73,33 @@ def chat_template(family: str) -> str:
     return files("vidllm.processing").joinpath(_family(family).template_file).read_text(encoding="utf-8")
 
 
-def byte_level_tokenizer(chat_template_family: str = "chatml") -> PreTrainedTokenizerFast:
-    """A tokenizer that needs no training: one token per byte, and the special tokens.
+def byte_level_tokenizer(chat_template_family: str = "chatml", merges: str | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer over bytes: one token per byte, pairs of tokens that a file merges, and the special tokens.
 
     Args:
         chat_template_family (`str`): Whose turn marks and template it has.
+        merges (`str`, *optional*): Name of a file of this package with one merge per line, see `learn_merges`; None: bytes alone.
 
     Returns:
-        `PreTrainedTokenizerFast`: 256 bytes at ids 0..255 (in the order of their letters), then padding, turn marks, `<video>`, `<coord>`, `<loc>`; pads on the left; any
-        unicode text comes back unchanged.
+        `PreTrainedTokenizerFast`: 256 bytes at ids 0..255 (in the order of their letters), the merged tokens, then padding, turn marks, `<video>`, `<coord>`, `<loc>`;
+        pads on the left; any unicode text comes back unchanged.
 
     Raises:
         ValueError: The family is unknown.
 
     Source:
-        Upstream: openai/gpt-2 byte-to-unicode table, through huggingface/tokenizers `ByteLevel`. Ours: no merges.
+        Upstream: openai/gpt-2 byte-to-unicode table and merges, through huggingface/tokenizers `ByteLevel`.
     """
     family = _family(chat_template_family)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    vocabulary = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    pairs = []
+    if merges is not None:
+        lines = files("vidllm.train").joinpath(merges).read_text(encoding="utf-8").splitlines()
+        pairs = [tuple(line.split(" ")) for line in lines]
+        vocabulary.update({"".join(pair): len(vocabulary) + number for number, pair in enumerate(pairs)})
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    # Words are cut apart first where there are merges, so that none reaches over a space.
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=merges is not None)
     backend.decoder = decoders.ByteLevel()
     special = [family.pad_token, *family.turn_tokens, *VIDLLM_TOKENS]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
@@ -104,6 +113,31 @@ def byte_level_tokenizer(chat_template_family: str = "chatml") -> PreTrainedToke
         clean_up_tokenization_spaces=False,
         chat_template=chat_template(chat_template_family),
     )
+
+
+def learn_merges(texts: Iterable[str], count: int) -> list[str]:
+    """The most useful merges of bytes for some texts.
+
+    Args:
+        texts (`Iterable[str]`): What will be read and written.
+        count (`int`): Merges wanted; fewer come out of texts with few different words.
+
+    Returns:
+        `list[str]`: two tokens and a space between them, in the order in which they are merged; lines of a file for `byte_level_tokenizer`.
+
+    Source:
+        Upstream: huggingface/tokenizers `BpeTrainer`. Ours: what a small model says about rooms is a few hundred words, and one token per
+        word leaves its few layers free for the room.
+    """
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) + count, initial_alphabet=alphabet, special_tokens=[], show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    merges = json.loads(learner.to_str())["model"]["merges"]
+    return [" ".join(pair) for pair in merges]
 
 
 def add_vidllm_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

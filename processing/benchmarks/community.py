@@ -10,26 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from vidllm.processing.benchmarks.community_rows import box_of, conversation_of, sample_of, scene_of
 from vidllm.processing.benchmarks.files import (
     AnnotatedRow,
-    MalformedRowError,
     list_of,
     parse_json,
     parse_json_lines,
     read_annotation_bytes,
 )
-from vidllm.processing.benchmarks.prompts import box_turn, reply_turn
 from vidllm.processing.samples import Sample
-from vidllm.processing.scenes.base import check_scene_id
 from vidllm.processing.scenes.cameras import axis_alignment
 from vidllm.processing.scenes.ply import read_ply_vertices
 from vidllm.processing.video_reading_vidllm import VidLLMInputError, VidLLMMissingFileError
 
 
-SCANNET_PREFIX = "scannet/"
-VIDEO_MARKS = ("<image>", "<video>")
-POINT_MARKS = ("<coord>", "<boxes>")
-BOX_MARK = "<ground>"
 # Video-3D-LLM takes the first 50 masks of a scene.
 VIDEO3DLLM_MASKS = 50
 LLAVA3D_SQA_TYPES = ("what", "is", "how", "can", "which", "others")
@@ -46,6 +40,7 @@ class Proposals:
         ids (`np.ndarray` of shape `(M,)`, int64): Position of each in its file; masks without a vertex have no box.
         num_empty (`int`): Masks without a vertex.
         source (`str`): The file.
+        labels (`tuple[str, ...]`): Name of each, where the file has names.
 
     Source:
         Ours.
@@ -56,6 +51,7 @@ class Proposals:
     ids: np.ndarray
     num_empty: int
     source: str
+    labels: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,7 +79,7 @@ def read_box_file(path: str | Path) -> dict[str, Proposals]:
     proposals = {}
     for number, (name, boxes) in enumerate(content.items()):
         row = AnnotatedRow(path, number, {name: boxes}, "scene")
-        scene_id = _scene_id(row, name)
+        scene_id = scene_of(row, name)
         values = np.array(row.boxes(name) or [], dtype=np.float64).reshape(-1, 6)
         if (values[:, 3:] < 0).any():
             raise row.error(name, "edge lengths from 0")
@@ -193,17 +189,17 @@ def _llava_sample(row: AnnotatedRow, split: str, data_root: str | Path | None) -
     task = _TASKS.get(dataset)
     if task is None:
         raise metadata.error("dataset", f"one of {', '.join(_TASKS)}")
-    messages, question, reply = _conversation(row)
-    target = _box(row, "box" if task == "ground" else "gt_box") if task in ("ground", "caption") else None
-    prompt_box = _box(row, "box_input") if task == "caption" else None
+    messages, question, reply = conversation_of(row)
+    target = box_of(row, "box" if task == "ground" else "gt_box") if task in ("ground", "caption") else None
+    prompt_box = box_of(row, "box_input") if task == "caption" else None
     answers = metadata.texts("answers", None) if task == "qa" else None
     references = row.texts("annotations", [reply]) if task == "caption" else []
     object_id = metadata.values.get("object_id")
     kind = metadata.values.get("question_type")
-    return _sample(
+    return sample_of(
         row,
         sample_id=f"{dataset}/{split or 'all'}/{given_id}#{row.number}",
-        scene_id=_scene_id(row, row.text("video"), "video"),
+        scene_id=scene_of(row, row.text("video"), "video"),
         task=task,
         messages=messages,
         benchmark=dataset,
@@ -226,61 +222,6 @@ def _official_id(given_id: str, task: str) -> str:
     if task == "qa" and given_id.startswith("scanqa_") and given_id.rpartition("_")[2].isdecimal():
         return given_id.removeprefix("scanqa_").rpartition("_")[0]
     return given_id
-
-
-def _conversation(row: AnnotatedRow) -> tuple[list[dict], str, str]:
-    """Messages, question text, and reply text of a row with `conversations`."""
-    turns = row.get("conversations", "a list of turns", lambda value: isinstance(value, list) and bool(value))
-    messages, texts = [], {"human": "", "gpt": ""}
-    for number, values in enumerate(turns):
-        turn = AnnotatedRow(row.path, number, values, f"{row.name}, conversations")
-        speaker = turn.get("from", "human or gpt", lambda value: value in ("human", "gpt"))
-        value = turn.values.get("value")
-        if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-            # LLaVA-3D writes some replies as a list of one.
-            value = value[0]
-        if not isinstance(value, str) or not value.strip():
-            raise turn.error("value", "a text")
-        texts[speaker] = value
-        if speaker == "gpt":
-            messages.append(box_turn() if value.strip() == BOX_MARK else reply_turn(value.strip()))
-            continue
-        content = [] if any(turn["role"] == "user" for turn in messages) else [{"type": "video"}]
-        for mark in VIDEO_MARKS:
-            value = value.replace(mark, "")
-        for mark in POINT_MARKS:
-            value = value.replace(mark, "\0")
-        for position, text in enumerate(value.strip().split("\0")):
-            if position:
-                content.append({"type": "point"})
-            if text:
-                content.append({"type": "text", "text": text})
-        messages.append({"role": "user", "content": content})
-    return messages, texts["human"], texts["gpt"]
-
-
-def _box(row: AnnotatedRow, field: str) -> list[float] | None:
-    """A box of six numbers, None if null or absent."""
-    value = row.values.get(field)
-    if value is None:
-        return None
-    return AnnotatedRow(row.path, row.number, {field: [value]}).boxes(field)[0]
-
-
-def _scene_id(row: AnnotatedRow, name: str, field: str | None = None) -> str:
-    """A ScanNet scene out of `scannet/<scene>`."""
-    try:
-        return check_scene_id(name.removeprefix(SCANNET_PREFIX))
-    except VidLLMInputError:
-        raise row.error(field or name, "a scene such as scannet/scene0000_00", name) from None
-
-
-def _sample(row: AnnotatedRow, **fields: Any) -> Sample:
-    """A sample, whose errors name the row."""
-    try:
-        return Sample(**fields)
-    except VidLLMInputError as error:
-        raise MalformedRowError(row.where, str(error), "not a valid sample") from None
 
 
 def read_llava3d_answers(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -344,7 +285,7 @@ def read_llava3d_questions(
         name = row.values.get("question_id", row.values.get("id"))
         if not isinstance(name, str | int):
             raise row.error("id", "a text or a number")
-        messages, question, reply = _conversation(row)
+        messages, question, reply = conversation_of(row)
         known = None if answers is None else answers.get(str(name))
         if answers is not None and known is None:
             raise row.error("id", "an id that the answer file has")
@@ -353,10 +294,10 @@ def read_llava3d_questions(
         points = _centres(row, boxes) if boxes else None
         texts = tuple(known["answers"]) if known else (reply,) if reply else ()
         samples.append(
-            _sample(
+            sample_of(
                 row,
                 sample_id=f"llava3d/{split or 'all'}/{name}#{row.number}",
-                scene_id=_scene_id(row, row.text("video"), "video"),
+                scene_id=scene_of(row, row.text("video"), "video"),
                 task=task,
                 messages=_spread_points(messages, points),
                 benchmark="llava3d",

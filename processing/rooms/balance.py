@@ -1,7 +1,8 @@
 """Which questions of many are kept, so that who does not look at the room cannot know the answers.
 
-Candidates are taken in random order. One is kept if its answer is not ahead of the other answers, both in its kind of question and
-among the questions of its kind on the same subject (a category, a pair of words): every prefix of what is kept is balanced.
+Candidates are taken in random order. One is kept if its answer is not ahead of the other answers: in its kind of question, among
+the questions of its kind on the same subject (a category, a pair of words), and among those of the same phrasing. Every prefix of
+what is kept is balanced.
 """
 
 from collections import Counter, defaultdict
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from .blind import template_of
 
 
 SHARE_LIMITS = (0.08, 0.18)
@@ -67,7 +70,8 @@ def balance(candidates: list[Question], rng: np.random.Generator, per_scene: int
     kept: dict[str, list[Question]] = {}
     for kind in sorted({question.kind for question in candidates}):
         waiting = [question for question in candidates if question.kind == kind]
-        waiting = [waiting[i] for i in rng.permutation(len(waiting))]
+        order = rng.permutation(len(waiting))
+        waiting = [(waiting[i], (*waiting[i].subjects, template_of(waiting[i].text))) for i in order]
         of_kind: Counter = Counter()
         of_subject: dict[str, Counter] = defaultdict(Counter)
         in_scene: Counter = Counter()
@@ -75,21 +79,21 @@ def balance(candidates: list[Question], rng: np.random.Generator, per_scene: int
         grew = True
         while grew:
             grew, left = False, []
-            for question in waiting:
+            for question, subjects in waiting:
                 answer = question.answers[0]
                 if per_scene is not None and in_scene[question.scene] >= per_scene:
                     continue
                 if _ahead(of_kind, answer, question.choices, 2) or any(
                     _ahead(of_subject[subject], answer, question.choices, 1 if len(question.choices) <= 4 else 2)
-                    for subject in question.subjects
+                    for subject in subjects
                 ):
-                    left.append(question)
+                    left.append((question, subjects))
                     continue
                 grew = True
                 chosen.append(question)
                 of_kind[answer] += 1
                 in_scene[question.scene] += 1
-                for subject in question.subjects:
+                for subject in subjects:
                     of_subject[subject][answer] += 1
             waiting = left
         kept[kind] = chosen

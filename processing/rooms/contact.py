@@ -23,7 +23,7 @@ def contact_sheet(
     """Write one picture with a row per room, its frames evenly spread.
 
     Args:
-        path (`str` or `Path`): PNG file; parent folders are made.
+        path (`str` or `Path`): PNG or JPEG file, by its ending; parent folders are made.
         difficulty (`str`): `easy`, `standard` or `hard`.
         seed (`int`): Of the data set.
         numbers (`Sequence` of `int`, *optional*): Scene numbers; the first six of the train split by default.
@@ -55,5 +55,6 @@ def contact_sheet(
         )
     sheet = np.concatenate(rows, axis=0)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(path)
+    # The quality matters to JPEG only.
+    Image.fromarray(sheet).save(path, quality=82, optimize=True)
     return sheet

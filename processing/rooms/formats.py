@@ -258,8 +258,10 @@ def write_video(path: Path, rgb: np.ndarray) -> None:
         raise ValueError(f"write_video: wanted even height and width; got {height}x{width}")
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"fflags": "+bitexact", "movflags": "+faststart"}
+    # Left to itself x264 takes short cuts of the processor at hand, and gave other bytes for the same pictures from run to run.
+    codec = {"crf": "16", "threads": "1", "x264-params": "cpu-independent=1"}
     with av.open(str(path), mode="w", format="mp4", options=options) as container:
-        stream = container.add_stream("libx264", rate=Fraction(VIDEO_FPS), options={"crf": "16", "threads": "1"})
+        stream = container.add_stream("libx264", rate=Fraction(VIDEO_FPS), options=codec)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for picture in rgb:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

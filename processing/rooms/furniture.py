@@ -253,10 +253,11 @@ def _plant(rng: np.random.Generator) -> Piece:
     pot, radius = rng.uniform(0.22, 0.32), rng.uniform(0.13, 0.17)
     height = rng.uniform(0.6, 1.1)
     parts = [_pole(0, 0, 0, pot, radius, "second", taper=1.3), _pole(0, 0, pot, pot + 0.004, radius * 1.2, "soil")]
-    parts.append(_pole(0, 0, pot, pot + 0.4 * height, 0.02, "dark_wood"))
+    parts.append(_pole(0, 0, pot, pot + 0.85 * height, 0.02, "dark_wood"))
     for _ in range(6):
-        angle, up, out = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 0.9), rng.uniform(0.05, 0.2)
+        angle, up, out = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 0.9), rng.uniform(0.3, 0.9)
         size = rng.uniform(0.1, 0.17)
+        out *= size  # every tuft touches the stem
         parts.append(
             _ball(
                 out * np.cos(angle),
@@ -286,12 +287,18 @@ def _refrigerator(rng: np.random.Generator) -> Piece:
 
 def _bathtub(rng: np.random.Generator) -> Piece:
     w, d, height = rng.uniform(0.72, 0.85), rng.uniform(0.34, 0.4), rng.uniform(0.5, 0.58)
-    parts = [_box(-w, w, -d, -d + 0.08, 0, height), _box(-w, w, d - 0.08, d, 0, height)]
-    parts += [_box(-w, -w + 0.1, -d + 0.08, d - 0.08, 0, height), _box(w - 0.1, w, -d + 0.08, d - 0.08, 0, height)]
+    wall = height - 0.04
+    parts = [_box(-w, w, -d, -d + 0.08, 0, wall), _box(-w, w, d - 0.08, d, 0, wall)]
+    parts += [_box(-w, -w + 0.1, -d + 0.08, d - 0.08, 0, wall), _box(w - 0.1, w, -d + 0.08, d - 0.08, 0, wall)]
+    for side in (-1, 1):  # a pale lip all around
+        y, x = side * (d - 0.035), side * (w - 0.045)
+        parts.append(_box(-w - 0.025, w + 0.025, y - 0.06, y + 0.06, wall, height, "white"))
+        parts.append(_box(x - 0.07, x + 0.07, -d + 0.095, d - 0.095, wall, height, "white"))
     parts.append(_box(-w + 0.1, w - 0.1, -d + 0.08, d - 0.08, 0, 0.1))
-    parts.append(_box(-w + 0.1, w - 0.1, -d + 0.08, d - 0.08, 0.1, height * 0.6, "sky"))
-    parts.append(_pole(-w + 0.05, 0, height, height + 0.2, 0.022, "metal"))
-    parts.append(_bar("x", (-w + 0.13, 0, height + 0.2), 0.02, 0.1, "metal"))
+    # Nearly full, or the water would show from above only.
+    parts.append(_box(-w + 0.1, w - 0.1, -d + 0.08, d - 0.08, 0.1, height - 0.09, "sky"))
+    parts.append(_pole(-w + 0.045, 0, height, height + 0.22, 0.026, "metal"))
+    parts.append(_bar("x", (-w + 0.14, 0, height + 0.2), 0.024, 0.11, "metal"))
     return Piece(tuple(parts))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny_config, tiny_model, tiny_videos
 
-from vidllm.modeling_vidllm.assembly_vidllm import assemble_reconstruction
+from vidllm.modeling_vidllm.assembly_vidllm import assemble_reconstruction, check_given_geometry
 from vidllm.modeling_vidllm.geometry_vidllm import (
     cameras_from_pose_encoding,
     invert_rigid,
@@ -227,3 +227,20 @@ def test_pose_encoding_round_trip_of_this_file():
     back, back_intrinsics = cameras_from_pose_encoding(raw.pose_encodings[:, -1], (H, W))
     torch.testing.assert_close(back, poses, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(back_intrinsics, intrinsics, atol=1e-4, rtol=1e-5)
+
+
+def test_autocast_changes_no_bit_of_the_geometry():
+    raw, poses, intrinsics, depth_m = raw_outputs(scale=2.5)
+    given = {"cam_from_world": poses, "intrinsics_px": intrinsics, "room_from_world": poses[:, 1, :3, :3]}
+    config = tiny_config(is_metric=True)
+    sizes = torch.tensor([[S, H, W]]).repeat(B, 1)
+
+    def assembled():
+        checked = check_given_geometry(given, sizes)  # rounded to bfloat16 these rotations would be refused
+        return assemble_reconstruction(raw, depth_m, config, checked)
+
+    plain = assembled()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = assembled()
+    for name in ("cam_from_world", "intrinsics_px", "depth", "points_world", "scale", "room_from_world"):
+        assert torch.equal(cast[name], plain[name]), name

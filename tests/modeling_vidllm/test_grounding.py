@@ -286,7 +286,12 @@ def test_a_loc_alone_equals_the_loc_in_a_batch():
             )
             for name in FIELDS:
                 torch.testing.assert_close(alone[name][0], out[name][g], rtol=1e-5, atol=1e-5)
-    # Other scenes in the batch change no bit.
+    # In training all scenes are decoded at once; outside of it other scenes in the batch change no bit.
+    together = decoder(locs, index, tokens, positions, mask)
+    decoder.eval()
+    for name in FIELDS:
+        one_by_one = decoder(locs, index, tokens, positions, mask)
+        torch.testing.assert_close(together[name], one_by_one[name], rtol=1e-5, atol=1e-5)
     chosen = index == 2
     other = decoder(locs[chosen], index[chosen] - 2, tokens[2:], positions[2:], mask[2:])
     together = decoder(locs, index, tokens, positions, mask)

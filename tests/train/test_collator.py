@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import benchmark_files as official
 import datasets
@@ -11,14 +12,25 @@ import torch
 from PIL import Image
 
 from vidllm.modeling_vidllm.geometry_vidllm import (
+    START_ROOM_FROM_CAM,
+    box_iou,
     boxes_annotation_from_room,
     boxes_room_from_annotation,
     project_points,
+    rotation_angle_rad,
     transform_points,
 )
 from vidllm.processing.benchmarks import load_benchmark
+from vidllm.processing.rooms.write import write_rooms
 from vidllm.processing.samples import Sample
-from vidllm.train.collator import IGNORED_LABEL, VidLLMCollator, keyed_generator, model_inputs
+from vidllm.train.collator import (
+    IGNORED_LABEL,
+    VidLLMCollator,
+    box_text,
+    boxes_for_text,
+    keyed_generator,
+    model_inputs,
+)
 from vidllm.train.initialise import build_untrained
 
 
@@ -128,6 +140,87 @@ def test_labels_cover_exactly_the_assistants_tokens(tiny, batch, samples):
     assert (batch["labels"] == loc).sum() == 3
     videos = (batch["input_ids"] == processor.video_token_id).sum(dim=1)
     assert videos.tolist() == [processor.num_scene_tokens] * len(ALL)
+
+
+def test_boxes_as_text_are_read_back_where_the_annotation_says(tiny, samples, batch):
+    processor = tiny[1]
+    rows = [samples[name] for name in ALL]
+    written = VidLLMCollator(processor, num_frames=4, box_output="text")(rows)
+    assert (written["input_ids"] == processor.loc_token_id).sum() == 0
+    # all but the assistant's boxes is as before
+    for name in ("qa", "sqa", "caption", "chat"):
+        row = ALL.index(name)
+        ids = [b["input_ids"][row][b["attention_mask"][row] == 1].tolist() for b in (batch, written)]
+        assert ids[0] == ids[1]
+    assert all(torch.equal(written["targets"][key], batch["targets"][key]) for key in batch["targets"])
+    for name, num_boxes in (("ground", 1), ("two_boxes", 3)):
+        row = ALL.index(name)
+        text = processor.tokenizer.decode(written["labels"][row][written["labels"][row] != IGNORED_LABEL])
+        assert text.startswith("Two: [" if name == "two_boxes" else "[")
+        found = processor.parse_box_text(text)[None].double()
+        assert found.shape == (1, num_boxes, 6)
+        matrix = batch["targets"]["annotation_from_world"][batch["scene_index"][row]][None].double()
+        true = torch.tensor(samples[name].boxes_annotation)[None]
+        # what a model reads whose rotation has become one of the true headings, and stayed near its start
+        room = boxes_for_text(samples[name].boxes_annotation, matrix[0].numpy())
+        torch.testing.assert_close(found[0], torch.from_numpy(room), atol=0.0051, rtol=0)
+        start = torch.tensor(START_ROOM_FROM_CAM, dtype=torch.float64)
+        headings = [
+            torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1.0]], dtype=torch.float64) @ matrix[0, :3, :3]
+            for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))
+        ]
+        nearest = min(headings, key=lambda heading: float(rotation_angle_rad(heading, start)))
+        back = boxes_annotation_from_room(found, matrix, nearest[None])
+        torch.testing.assert_close(back, true, atol=0.0051, rtol=0)
+        assert (box_iou(back, true).diagonal(dim1=-2, dim2=-1) > 0.95).all()
+    output = tiny[0](**model_inputs(written))
+    assert torch.isfinite(output.loss)
+
+
+def test_text_boxes_of_a_tilted_first_camera_are_along_the_rooms_axes():
+    # The first camera looks 30 degrees down, its heading 20 degrees off a wall: a box on the floor keeps its edges, and z is up.
+    down, off = np.radians(30), np.radians(20)
+    world_from_level = np.array([[1, 0, 0], [0, np.cos(down), -np.sin(down)], [0, np.sin(down), np.cos(down)]])
+    level_from_room = np.array(START_ROOM_FROM_CAM).T
+    turn = np.array([[np.cos(off), -np.sin(off), 0], [np.sin(off), np.cos(off), 0], [0, 0, 1]])
+    matrix = np.eye(4)
+    matrix[:3, :3] = (world_from_level.T @ level_from_room @ turn).T
+    matrix[:3, 3] = [4.0, 3.0, 1.5]
+    box = np.array([[4.0, 5.0, 0.4, 1.2, 0.5, 0.8]])
+    room = boxes_for_text(box, matrix)
+    np.testing.assert_allclose(room, [[0.0, 2.0, -1.1, 1.2, 0.5, 0.8]], atol=1e-9)
+    # facing the other wall, the long edge lies along y
+    quarter = np.eye(4)
+    quarter[:2, :2] = [[0, -1], [1, 0]]
+    np.testing.assert_allclose(boxes_for_text(box, quarter @ matrix)[:, 3:], [[0.5, 1.2, 0.8]])
+
+
+def test_box_text(tiny):
+    boxes = np.array([[1.131, -1.64, -0.001, 0.92, 0.0, 1.164], [0, 12.344, -3.5, 1, 2, 3]])
+    text = box_text(boxes)
+    assert text == "[1.13, -1.64, 0.00, 0.92, 0.01, 1.16], [0.00, 12.34, -3.50, 1.00, 2.00, 3.00]"
+    found = tiny[1].parse_box_text(text)
+    np.testing.assert_allclose(found, np.maximum(boxes, [[-99, -99, -99, 0.01, 0.01, 0.01]]), atol=0.0051)
+    assert box_text(np.zeros((0, 6))) == "[]"
+    assert tiny[1].parse_box_text("[]").shape == (0, 6)
+    for bad in (np.zeros(6), np.zeros((2, 7)), np.full((1, 6), np.nan)):
+        with pytest.raises(ValueError, match=r"shape \(M, 6\)"):
+            box_text(bad)
+
+
+def test_boxes_that_cannot_be_written_are_an_error(tiny, samples):
+    collator = VidLLMCollator(tiny[1], num_frames=2, box_output="text")
+    unknown = dataclasses.replace(samples["ground"], boxes_annotation=None, box_block=())
+    with pytest.raises(ValueError, match=rf"{samples['ground'].sample_id.split('|')[0]}.*wanted boxes, because"):
+        collator([unknown])
+    nothing_there = dataclasses.replace(samples["ground"], boxes_annotation=np.zeros((0, 6)), box_block=())
+    labels = collator([nothing_there])["labels"][0]
+    assert tiny[1].tokenizer.decode(labels[labels != IGNORED_LABEL]).startswith("[]")
+    clip = dataclasses.replace(samples["ground"], video=samples["chat"].video, data_root=samples["chat"].data_root)
+    with pytest.raises(ValueError, match="annotation_from_world"):
+        collator([clip])
+    with pytest.raises(ValueError, match="box_output decoder or text"):
+        VidLLMCollator(tiny[1], box_output="words")
 
 
 def test_prompts_for_generation(tiny, samples, batch):
@@ -244,6 +337,31 @@ def test_a_new_epoch_reaches_living_workers(tiny, samples):
         collator.set_epoch(epoch)
         sums |= {round(batch["pixel_values_videos"].sum().item(), 3) for batch in loader}
     assert len(sums) > 1
+
+
+@pytest.mark.slow
+def test_samples_per_second(tmp_path, capsys):
+    """What the loader and the collator make of rooms in a second; to be read with `-s`, on idle cores."""
+    write_rooms(tmp_path / "root", 16, seed=0, difficulty="standard", size_hw=(96, 128))
+    names = ("scanqa", "sqa3d", "scanrefer", "scan2cap")
+    loaded = [load_benchmark(name, tmp_path / "root", "train", cache_dir=tmp_path / "cache") for name in names]
+    rows = [row for benchmark in loaded for row in benchmark]
+    collator = VidLLMCollator(build_untrained("vidllm-nano")[1])
+    wanted = sorted(row["sample_id"] for row in rows)
+    with capsys.disabled():
+        print(
+            f"\n{len(rows)} samples of 16 rooms of 96x128, {collator.num_frames} frames, batches of 8 in the files' order"
+        )
+        for num_workers in (0, 1, 2):
+            loader = torch.utils.data.DataLoader(
+                rows, batch_size=8, num_workers=num_workers, collate_fn=collator, persistent_workers=num_workers > 0
+            )
+            next(iter(loader))  # the processes start
+            start = time.perf_counter()
+            seen = [name for batch in loader for name in batch["sample_ids"]]
+            seconds = time.perf_counter() - start
+            print(f"{num_workers} workers: {len(seen) / seconds:.1f} samples/s")
+            assert sorted(seen) == wanted
 
 
 def test_what_cannot_be_used_is_an_error_that_names_the_sample(tiny, samples, tmp_path):

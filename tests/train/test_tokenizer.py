@@ -1,14 +1,25 @@
 """Byte-level tokenizer, added tokens, chat templates."""
 
+import re
+
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from vidllm.train.tokenizer import CHAT_TEMPLATE_FAMILIES, add_vidllm_tokens, byte_level_tokenizer, chat_template
+from vidllm.processing.rooms.samples import room_texts
+from vidllm.train.presets import preset
+from vidllm.train.tokenizer import (
+    CHAT_TEMPLATE_FAMILIES,
+    add_vidllm_tokens,
+    byte_level_tokenizer,
+    chat_template,
+    learn_merges,
+)
 
 
 TOKENIZER = byte_level_tokenizer()
+MERGED = byte_level_tokenizer(merges=preset("vidllm-nano").merges)
 
 
 @settings(max_examples=60, deadline=None)
@@ -19,6 +30,9 @@ def test_any_text_comes_back_one_token_per_byte(text):
     ids = TOKENIZER.encode(text)
     assert TOKENIZER.decode(ids) == text
     assert len(ids) == len(text.encode())
+    merged = MERGED.encode(text)
+    assert MERGED.decode(merged) == text
+    assert len(merged) <= len(ids)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +40,29 @@ def test_any_text_comes_back_one_token_per_byte(text):
     [" two  spaces ", "a .b , c n't ?", "\n\t\r\n", "St\u00fchle \u6905\u5b50 \U0001f6cb\ufe0f", "\x00\x7f\u200b", ""],
 )
 def test_awkward_text_comes_back(text):
-    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+    for tokenizer in (TOKENIZER, MERGED):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_every_word_of_the_rooms_is_one_token():
+    texts = set(room_texts(seed=9, count=2))
+    assert len(texts) > 100
+    for text in texts:
+        # Words with the space before them and marks of their own; a text starts without a space.
+        assert len(MERGED.tokenize(text.strip())) <= len(re.findall(r"\w+|[^\w ]", text)), text
+
+
+def test_merges_are_learned_by_use():
+    assert learn_merges(["a chair", "a chair", "the chair"], 4) == learn_merges(["a chair", "a chair", "the chair"], 4)
+    assert len(learn_merges(["ab ab ab"], 100)) == 2  # "ab", and " ab": there is nothing more to merge
+
+
+@pytest.mark.slow
+def test_the_file_of_merges_is_what_rooms_teach():
+    from importlib.resources import files
+
+    known = files("vidllm.train").joinpath(preset("vidllm-nano").merges).read_text(encoding="utf-8").splitlines()
+    assert known == learn_merges(room_texts(seed=3, count=60), 762)
 
 
 @pytest.mark.parametrize("family", CHAT_TEMPLATE_FAMILIES)

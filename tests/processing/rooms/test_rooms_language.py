@@ -254,6 +254,22 @@ def test_balance_takes_the_skew_out():
     assert balance([], np.random.default_rng(1)) == []
 
 
+def test_balance_takes_out_what_the_phrasing_tells():
+    rng = np.random.default_rng(0)
+    candidates = []
+    for i in range(600):
+        first = i % 2 == 0
+        answer = "yes" if rng.random() < (0.8 if first else 0.2) else "no"
+        name = str(rng.choice(["chair", "table", "desk", "bed"]))
+        text = f"Is there a {name}?" if first else f"Does the room have a {name}?"
+        candidates.append(Question("scene0000_00", "existence", text, (answer,), ("yes", "no"), (name,)))
+    kept = balance(candidates, np.random.default_rng(1))
+    assert len(kept) > 150
+    for template in ("is there a _?", "does the room have a _?"):
+        answers = Counter(q.answers[0] for q in kept if template_of(q.text) == template)
+        assert abs(answers["yes"] - answers["no"]) <= 1
+
+
 def test_blind_baselines_find_a_leak_and_only_a_leak():
     rng = np.random.default_rng(0)
 

@@ -1,0 +1,234 @@
+"""Rooms made on the fly: the same prompts and targets as from files, in an order that nothing but the seed decides."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+
+from vidllm.processing.benchmarks.load import load_benchmark
+from vidllm.processing.rooms.language import compose_split, speak_about
+from vidllm.processing.rooms.layout import make_room
+from vidllm.processing.rooms.render import visibility
+from vidllm.processing.rooms.samples import room_boxes, room_samples
+from vidllm.processing.rooms.scene_graph import SceneGraph
+from vidllm.processing.rooms.write import write_rooms
+from vidllm.processing.samples import Sample
+from vidllm.train.collator import IGNORED_LABEL, model_inputs
+from vidllm.train.dense_labels import NUM_CATEGORIES, DenseLabels, RoomCollator, label_codes, patch_labels
+from vidllm.train.initialise import build_untrained
+from vidllm.train.room_source import (
+    BACKGROUND,
+    CATEGORY_NAMES,
+    COLOUR_NAMES,
+    RoomMakers,
+    RoomScenes,
+    RoomSource,
+    RoomsSettings,
+    main,
+)
+
+
+SIZE_HW = (28, 42)
+SETTINGS = {"num_rooms": 9, "seed": 5, "size_hw": SIZE_HW, "block_size": 3, "first_blocks": 1, "frames_kept": 7}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return RoomSource(RoomsSettings(**SETTINGS), tmp_path_factory.mktemp("rooms"))
+
+
+def test_samples_equal_those_read_from_files(tmp_path):
+    numbers, seed = 3, 4
+    write_rooms(tmp_path, numbers, seed, "easy", size_hw=SIZE_HW, video=False)
+    rooms = [make_room(seed, 1000 + n, "easy") for n in range(numbers)]
+    spoken = [speak_about(SceneGraph(room, visibility(room))) for room in rooms]
+    language = compose_split(spoken, seed)
+    made = {
+        sample.sample_id: sample
+        for room, one in zip(rooms, spoken, strict=True)
+        for _, sample in room_samples(
+            one,
+            room_boxes(room),
+            [q for q in language.questions if q.scene == one.scene],
+            [q for q in language.situated if q.scene == one.scene],
+        )
+    }
+    seen = Counter()
+    for name, variant in (
+        ("scanqa", "default"),
+        ("sqa3d", "default"),
+        ("scanrefer", "default"),
+        ("scan2cap", "per_description"),
+    ):
+        numbers_of_scene = Counter()
+        for row in load_benchmark(name, tmp_path, "train", variant=variant, cache_dir=tmp_path / "cache"):
+            told = Sample.from_row(row)
+            if name in ("scanqa", "sqa3d"):
+                key = f"{name}/train/{told.scene_id}-{numbers_of_scene[told.scene_id]}"
+                numbers_of_scene[told.scene_id] += 1
+            else:
+                last = told.sample_id.split("|")[-1] if name == "scan2cap" else told.official_id.split("|")[-1]
+                key = f"{name}/train/{told.scene_id}|{told.object_ids[0]}|{last}"
+            mine = made[key]
+            assert (mine.task, mine.messages, mine.question) == (told.task, told.messages, told.question)
+            assert mine.answers == told.answers
+            if name in ("scanrefer", "scan2cap"):
+                np.testing.assert_allclose(mine.boxes_annotation, told.boxes_annotation, atol=2e-5)
+                assert mine.object_ids == told.object_ids
+            if name == "scan2cap":
+                np.testing.assert_allclose(mine.points, told.points, atol=2e-5)
+            seen[name] += 1
+    assert len(made) == sum(seen.values())
+    assert min(seen.values()) > 5
+
+
+def test_a_visit_depends_on_its_number_alone(source, tmp_path):
+    scenes = RoomScenes(source, 12, num_frames=3, prompts_per_scene=6, seed=2)
+    other = RoomScenes(RoomSource(RoomsSettings(**SETTINGS), tmp_path), 12, num_frames=3, prompts_per_scene=6, seed=2)
+    for visit in (7, 0, 11):
+        a, b = scenes[visit], other[visit]
+        assert [s.sample_id for s in a.samples] == [s.sample_id for s in b.samples]
+        assert a.frames.indices == b.frames.indices
+        np.testing.assert_array_equal(np.stack(a.frames.rgb), np.stack(b.frames.rgb))
+        np.testing.assert_array_equal(a.instance, b.instance)
+    again = RoomScenes(source, 12, num_frames=3, prompts_per_scene=6, seed=3)
+    assert again.room_of_visit.tolist() != scenes.room_of_visit.tolist()
+
+
+def test_rooms_come_in_one_block_after_the_other(source):
+    scenes = RoomScenes(source, 6000, num_frames=3, prompts_per_scene=6)
+    blocks = scenes.room_of_visit // SETTINGS["block_size"]
+    assert set(blocks[:100].tolist()) == {0}
+    first_seen = [int(np.argmax(blocks == block)) for block in range(3)]
+    assert first_seen == sorted(first_seen)
+    assert first_seen[-1] < 0.7 * 6000
+    counts = np.bincount(scenes.room_of_visit[4300:], minlength=9)
+    assert counts.min() > 0.7 * counts.mean()
+
+
+def test_what_is_seen_lies_in_its_box(source):
+    room = source.room(4)
+    frames, instance = room.frames([0, 2, 6])
+    boxes = {}
+    for sample in room.samples(room.rows):
+        if sample.task == "ground":
+            boxes[sample.object_ids[0]] = sample.boxes_annotation[0]
+    assert boxes
+    checked = 0
+    for frame in range(3):
+        rows, columns = np.nonzero(np.isin(instance[frame], list(boxes)))
+        depth = frames.depth_m[frame][rows, columns]
+        rays = np.stack([columns, rows, np.ones_like(rows)]).astype(float)
+        cam = np.linalg.solve(frames.intrinsics_px[frame], rays) * depth
+        annotation_from_cam = frames.annotation_from_world @ np.linalg.inv(frames.cam_from_world[frame])
+        points = (annotation_from_cam[:3, :3] @ cam).T + annotation_from_cam[:3, 3]
+        for point, number in zip(points, instance[frame][rows, columns], strict=True):
+            centre, size = boxes[number][:3], boxes[number][3:]
+            assert (np.abs(point - centre) <= size / 2 + 0.01).all()
+            checked += 1
+    assert checked > 30
+
+
+def test_makers_make_every_block_once(tmp_path):
+    source = RoomSource(RoomsSettings(**{**SETTINGS, "makers": 2}), tmp_path)
+    with RoomMakers(source) as makers:
+        assert makers.process.wait(120) == 0
+    names = sorted(path.name for path in tmp_path.glob("block_*"))
+    assert names == [f"block_00000{n}.safetensors" for n in range(3)]
+
+
+def test_makers_end_with_their_caller(tmp_path):
+    settings = RoomsSettings(**{**SETTINGS, "num_rooms": 6000, "makers": 1})
+    caller = subprocess.Popen([sys.executable, "-c", "pass"])
+    caller.wait()
+    # The caller is gone already: nothing is made.
+    main([json.dumps(asdict(settings)), str(tmp_path), "--caller", str(caller.pid)])
+    assert not list(tmp_path.glob("block_*.safetensors"))
+
+
+def test_another_setting_is_refused_in_the_same_folder(source):
+    with pytest.raises(ValueError, match=r"settings\.json: wanted rooms of the settings"):
+        RoomSource(RoomsSettings(**{**SETTINGS, "seed": 6}), source.cache_dir)
+    # What does not change the rooms is free.
+    RoomSource(RoomsSettings(**{**SETTINGS, "jpeg_share": 0.0, "first_blocks": 2}), source.cache_dir)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"levels": {"eesy": 1.0}}, "rooms.levels: wanted shares"),
+        ({"tasks": {}}, "rooms.tasks: wanted shares"),
+        ({"block_size": 0}, "rooms.block_size: wanted at least 1; got 0"),
+        ({"unlocked_at": 0.0}, "unlocked_at in"),
+    ],
+)
+def test_bad_settings_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        RoomsSettings(**change)
+
+
+def test_patch_labels_equal_the_loop():
+    rng = np.random.default_rng(0)
+    instance = rng.choice([0, 1, 2, BACKGROUND], size=(2, 8, 12), p=[0.1, 0.1, 0.1, 0.7]).astype(np.uint8)
+    instance[0, :4, :4], instance[1, 4:, 8:], instance[1, :4, 4:8] = 0, 1, 2
+    instance[1, 4:6, 8:10] = BACKGROUND  # three quarters are left
+    labels = np.array([[3, 5], [7, -1], [0, 9]])
+    got = patch_labels(instance, labels, 4)
+    for frame in range(2):
+        for row in range(2):
+            for column in range(3):
+                values = instance[frame, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4].ravel().tolist()
+                (most, count), *_ = Counter(values).most_common()
+                wanted = [IGNORED_LABEL, IGNORED_LABEL]
+                if count / 16 >= 0.6:
+                    category, colour = (len(CATEGORY_NAMES), -1) if most == BACKGROUND else labels[most]
+                    wanted = [category, colour if colour >= 0 else IGNORED_LABEL]
+                assert got[frame, row * 3 + column].tolist() == wanted
+    assert got[0, 0].tolist() == [3, 5]
+    assert got[1, 5].tolist() == [7, IGNORED_LABEL]
+
+
+def test_codes_are_orthonormal_and_the_loss_knows_the_right_class():
+    codes = label_codes(64)
+    torch.testing.assert_close(codes @ codes.T, torch.eye(len(codes)), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="encoder width of at least"):
+        label_codes(16)
+    labels = torch.tensor([[[[2, 1], [NUM_CATEGORIES - 1, IGNORED_LABEL]]]])
+    tokens = torch.stack([codes[2] + codes[NUM_CATEGORIES + 1], codes[NUM_CATEGORIES - 1]])[None, None]
+    batch = {"targets": {"patch_labels": labels}}
+    plugin = DenseLabels()
+
+    def losses(values):
+        output = type("Output", (), {"lang_tokens": values})()
+        return {name: float(s / n) for name, (s, n) in plugin.terms(output, batch, None).items()}
+
+    good, bad = losses(tokens), losses(tokens.flip(2))
+    assert plugin.counts(batch, None) == {"dense_category": 2.0, "dense_colour": 1.0}
+    assert good["dense_category"] < 0.5 < 3 < bad["dense_category"]
+    assert good["dense_colour"] < 0.5 < bad["dense_colour"]
+
+
+def test_a_batch_of_visits_goes_through_the_model(source):
+    model, processor = build_untrained("vidllm-tiny")
+    scenes = RoomScenes(source, 20, num_frames=3, prompts_per_scene=5)
+    twice = next(v for v in range(1, 20) if scenes.room_of_visit[v] == scenes.room_of_visit[0])
+    batch = RoomCollator(processor)([scenes[0], scenes[twice]])
+    assert batch["pixel_values_videos"].shape == (2, 3, 3, *SIZE_HW)
+    assert batch["targets"]["patch_labels"].shape == (2, 3, 6, 2)
+    assert sorted(set(batch["scene_index"].tolist())) == [0, 1]
+    assert batch["targets"]["camera_mask"].all()
+    assert batch["targets"]["depth_mask"].all()
+    assert batch["targets"]["annotation_mask"].all()
+    output = model(**model_inputs(batch), output_adapter_tokens=True)
+    assert output.lang_tokens.shape == output.geom_tokens.shape == (2, 3, 6, 32)
+    assert torch.isfinite(output.logits).all()
+
+
+def test_names_of_the_labels_are_those_of_the_rooms():
+    assert {"chair", "couch", "door"} <= set(CATEGORY_NAMES)
+    assert {"red", "white"} <= set(COLOUR_NAMES)

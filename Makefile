@@ -22,7 +22,7 @@ PYTEST = cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && $(TEST_ENV) $(BI
 
 help:
 	@echo "make install    virtual environment in $(VENV), exact versions of constraints.txt"
-	@echo "make demo       a model, a clip, and everything the model makes of it, under $(OUT)"
+	@echo "make demo       the shipped model on the shipped clip, the truth beside each result; files under $(OUT)"
 	@echo "make test       tests on the CPU, offline, without the slow ones"
 	@echo "make test-all   all tests (those marked gpu skip themselves where there is no GPU)"
 	@echo "make check      ruff and the contract tests"

@@ -1,6 +1,6 @@
 """A small furnished room, ray-cast by numpy and filmed by a moving camera, with its ground truth.
 
-For demonstrations and tests where no video is at hand. Everything is axis-aligned cuboids; the same arguments give the same
+For tests and trials where no video is at hand. Everything is axis-aligned cuboids; the same arguments give the same
 pixels and the same bytes.
 
 Shapes: T frames, H W pixels, M labelled objects, K cuboids.
@@ -250,7 +250,7 @@ def write_synthetic_clip(
         ValueError: A side is odd (H.264 stores colour at half resolution) or the clip is shorter than a frame.
 
     Source:
-        Ours: serves the demonstration.
+        Ours.
     """
     import av
 

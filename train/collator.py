@@ -197,6 +197,7 @@ class VidLLMCollator:
             - targets (`dict`):
               boxes_annotation (`(Q, M, 6)`): annotation frame, metres; boxes_world (`(Q, M, 6)`): the same with centres in the world frame, edge
               lengths along the annotation frame's axes; box_mask (`(Q, M)`, bool); box_block (`(Q, M)`, int64): which `<loc>` of the prompt;
+              boxes_known (`(Q,)`, bool): whether the prompt's boxes are known; a known empty list says that nothing is meant;
               annotation_from_world (`(B, 4, 4)`), annotation_mask (`(B,)`, bool): where it is known;
               cam_from_world (`(B, S, 4, 4)`), intrinsics_px (`(B, S, 3, 3)`, pixels of the model's input), camera_mask (`(B,)`, bool);
               depth_m (`(B, S, H, W)`, metres, 0 = invalid), depth_mask (`(B,)`, bool).
@@ -402,6 +403,7 @@ def _box_targets(samples: list[Sample], scene_index: list[int], scenes: list[Sce
         "boxes_world": torch.zeros(len(samples), most, 6),
         "box_mask": torch.zeros(len(samples), most, dtype=torch.bool),
         "box_block": torch.zeros(len(samples), most, dtype=torch.int64),
+        "boxes_known": torch.tensor([s.num_box_blocks > 0 and s.boxes_annotation is not None for s in samples]),
         "annotation_from_world": torch.eye(4).repeat(len(scenes), 1, 1),
         "annotation_mask": torch.tensor([scene.annotation_from_world is not None for scene in scenes]),
     }

@@ -210,7 +210,7 @@ _PRESETS = (
         num_frames=8,
         shortest_edge=96,
         # learned by `learn_merges(room_texts(seed=3, count=60), 762)`: every word of the rooms is one token
-        merges="nano_merges.txt",
+        merges="nano_merges.json",
     ),
     VidLLMPreset(
         name="vidllm-tiny",

@@ -78,7 +78,7 @@ def byte_level_tokenizer(chat_template_family: str = "chatml", merges: str | Non
 
     Args:
         chat_template_family (`str`): Whose turn marks and template it has.
-        merges (`str`, *optional*): Name of a file of this package with one merge per line, see `learn_merges`; None: bytes alone.
+        merges (`str`, *optional*): Name of a JSON file of this package, a list as `learn_merges` makes it; None: bytes alone.
 
     Returns:
         `PreTrainedTokenizerFast`: 256 bytes at ids 0..255 (in the order of their letters), the merged tokens, then padding, turn marks, `<video>`, `<coord>`, `<loc>`;
@@ -94,8 +94,7 @@ def byte_level_tokenizer(chat_template_family: str = "chatml", merges: str | Non
     vocabulary = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     pairs = []
     if merges is not None:
-        lines = files("vidllm.train").joinpath(merges).read_text(encoding="utf-8").splitlines()
-        pairs = [tuple(line.split(" ")) for line in lines]
+        pairs = [tuple(line.split(" ")) for line in json.loads(files("vidllm.train").joinpath(merges).read_bytes())]
         vocabulary.update({"".join(pair): len(vocabulary) + number for number, pair in enumerate(pairs)})
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
     # Words are cut apart first where there are merges, so that none reaches over a space.
@@ -123,7 +122,7 @@ def learn_merges(texts: Iterable[str], count: int) -> list[str]:
         count (`int`): Merges wanted; fewer come out of texts with few different words.
 
     Returns:
-        `list[str]`: two tokens and a space between them, in the order in which they are merged; lines of a file for `byte_level_tokenizer`.
+        `list[str]`: two tokens and a space between them, in the order in which they are merged.
 
     Source:
         Upstream: huggingface/tokenizers `BpeTrainer`. Ours: what a small model says about rooms is a few hundred words, and one token per

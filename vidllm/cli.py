@@ -15,6 +15,8 @@ import typer
 
 from vidllm.cli_console import VidLLMCommands, progress, say, write, write_json
 from vidllm.cli_data import data, rooms
+from vidllm.cli_eval import evaluate
+from vidllm.cli_train import train
 
 
 app = typer.Typer(
@@ -378,24 +380,32 @@ def init(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for model, clip and results.")] = Path(
-        "outputs/demo"
-    ),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")] = Path("outputs/demo"),
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="PATH_OR_ID", help="Another checkpoint; default: the one that comes with vidllm."
+        ),
+    ] = None,
+    device: Device = None,
     json: AsJson = False,
 ) -> None:
-    """Everything once, on a model and clip of its own.
+    """The shipped model on a shipped clip, the truth beside each result.
 
-    Makes an untrained model and a synthetic clip, then asks, grounds, captions and reconstructs; no network.
+    Answers questions, grounds descriptions, captions places, reconstructs; no network.
+    In the folder: answers.json, points.ply, scene.glb, depth.png, map.png, boxes.png.
     """
     with progress("starting"):
         from vidllm.demo import run_demo
-    document = run_demo(out.expanduser(), say if json else write)
+    document = run_demo(out.expanduser(), say if json else write, model, device)
     if json:
         write_json(document)
 
 
 app.command()(rooms)
+app.command(name="eval")(evaluate)
 app.add_typer(data, name="data")
+app.add_typer(train, name="train")
 
 
 def main() -> None:

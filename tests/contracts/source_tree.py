@@ -47,6 +47,12 @@ def python_files(*folders: str) -> list[Path]:
     return [path for path in source_files() if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in folders]
 
 
+def is_saved_code(path: Path) -> bool:
+    """Whether a file is a copy of shipped code inside a checkpoint; test_shipped_model.py compares it with its source."""
+    parts = path.relative_to(ROOT).parts
+    return len(parts) == 3 and parts[0] == "model_cards" and path.suffix == ".py"
+
+
 def shipped_files() -> list[Path]:
     """Files that are saved into checkpoints."""
     return [p for p in python_files(*SHIPPED_FOLDERS) if p.parent.parent == ROOT and p.stem.endswith("_vidllm")]

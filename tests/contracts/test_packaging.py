@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from contracts.source_tree import FOLDERS, ROOT, parse, relative, source_files
+from contracts.source_tree import FOLDERS, ROOT, parse, relative, shipped_files, source_files
 
 
 if sys.version_info >= (3, 11):
@@ -25,19 +25,23 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 PACKAGED = (*FOLDERS, "model_cards")
 NOT_PACKAGED = {"README.md"}  # notes to readers of the source
+SHIPPED_MODEL = "model_cards/vidllm-nano"
 
 
 def package_of(folder: Path) -> str:
-    """Import name of a folder of the tree: train/ -> vidllm.train, vidllm/ -> vidllm."""
+    """Import name of a folder of the tree: train/ -> vidllm.train, vidllm/ -> vidllm; checkpoints are data of vidllm.model_cards."""
     parts = folder.relative_to(ROOT).parts
+    if parts[0] == "model_cards":
+        return "vidllm.model_cards"
     return ".".join(parts if parts[0] == "vidllm" else ("vidllm", *parts))
 
 
 def files_by_package() -> dict[str, list[Path]]:
-    """Files of every package folder by import name; a folder with Python files is a package."""
+    """Files of every package folder by import name; a folder with Python files is a package. Pictures for the README are none."""
     found = {}
     for path in source_files():
-        if path.relative_to(ROOT).parts[0] in PACKAGED and len(path.relative_to(ROOT).parts) > 1:
+        parts = path.relative_to(ROOT).parts
+        if parts[0] in PACKAGED and len(parts) > 1 and parts[:2] != ("model_cards", "pictures"):
             found.setdefault(package_of(path.parent), []).append(path)
     return found
 
@@ -122,6 +126,32 @@ def test_wheel_holds_every_file(wheel):
     assert "vidllm/py.typed" in names
 
 
+NOT_YET = pytest.mark.skipif(not (ROOT / SHIPPED_MODEL).is_dir(), reason="no trained weights ship yet")
+
+
+@NOT_YET
+def test_wheel_holds_the_shipped_model(wheel):
+    sizes = {info.filename: info.file_size for info in zipfile.ZipFile(wheel).infolist()}
+    inside = {
+        name.rpartition("/")[2]: size for name, size in sizes.items() if name.startswith(f"vidllm/{SHIPPED_MODEL}/")
+    }
+    needed = {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "README.md",
+        "demo.mp4",
+        "demo.json",
+        *(path.name for path in shipped_files()),
+    }
+    assert needed <= set(inside), f"not in the wheel: {sorted(needed - set(inside))}"
+    assert 20_000_000 < inside["model.safetensors"] < 24_500_000
+
+
 def test_wheel_holds_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     own = {in_wheel(path) for paths in files_by_package().values() for path in paths}
@@ -158,11 +188,26 @@ print(vidllm.VidLLMConfig(adapter_type="none").adapter_type)
     assert run.stdout.split() == ["none"]
 
 
+@NOT_YET
+def test_demo_finds_the_shipped_model_in_the_wheel(installed, tmp_path):
+    code = """
+from vidllm.demo_truth import clip_folder, read_truth, shipped_folder
+from vidllm.loading import load
+model, processor = load(shipped_folder())
+print(shipped_folder(), clip_folder(None), read_truth(clip_folder(None))["clip"]["num_frames"], model.device, sep="\\n")
+"""
+    run = run_installed(installed, tmp_path, code)
+    assert run.returncode == 0, run.stderr[-2000:]
+    folder = str(installed / "vidllm" / SHIPPED_MODEL)
+    assert run.stdout.split()[:3] == [folder, folder, "24"]
+
+
 def test_every_installed_module_imports(installed, tmp_path):
     modules = [
         ".".join(path.relative_to(installed).with_suffix("").parts).removesuffix(".__init__")
         for path in sorted(installed.glob("vidllm/**/*.py"))
-        if path.name != "__main__.py"
+        # The code inside a checkpoint is loaded by transformers, from a folder that is no package.
+        if path.name != "__main__.py" and not path.is_relative_to(installed / "vidllm" / SHIPPED_MODEL)
     ]
     assert len(modules) > 5
     code = f"""
@@ -181,10 +226,11 @@ print("\\n".join(failed))
 
 
 def test_editable_install_is_this_tree(tmp_path):
-    code = "import vidllm, vidllm.modeling_vidllm as m, vidllm.processing as p; print(vidllm.__file__, m.__file__, p.__file__)"
+    names = ("vidllm", *(name for name in SETUPTOOLS["package-dir"] if name != "vidllm"))
+    code = f"import importlib\nfor name in {names}: print(importlib.import_module(name).__file__)"
     run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    places = [Path(place) for place in run.stdout.split()]
-    assert places == [ROOT / folder / "__init__.py" for folder in ("vidllm", "modeling_vidllm", "processing")]
+    places = [Path(place) for place in run.stdout.splitlines()]
+    assert places == [ROOT / SETUPTOOLS["package-dir"][name] / "__init__.py" for name in names]
 
 
 def test_console_scripts_exist():

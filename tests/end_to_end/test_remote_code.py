@@ -17,16 +17,22 @@ from vidllm.train.initialise import initialise
 CLIENT = Path(__file__).with_name("remote_code_client.py")
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+@pytest.fixture(scope="module", params=["made by init", "shipped"])
+def saved(request, repository, tmp_path_factory):
     """A folder far from the checkout, a clip, and what the installed package says of it."""
     from vidllm import VidLLMForConditionalGeneration, VidLLMProcessor
 
     root = tmp_path_factory.mktemp("remote")
-    initialise("vidllm-tiny", root / "made", seed=3)
-    folder = shutil.copytree(root / "made", root / "elsewhere" / "tiny")
-    clip = root / "clip.mp4"
-    write_synthetic_clip(clip, seconds=1.0, size_hw=(48, 64), fps=6)
+    if request.param == "shipped":
+        made = repository / "model_cards" / "vidllm-nano"
+        if not made.is_dir():
+            pytest.skip("no model_cards/vidllm-nano")
+        clip = made / "demo.mp4"
+    else:
+        made, clip = root / "made", root / "clip.mp4"
+        initialise("vidllm-tiny", made, seed=3)
+        write_synthetic_clip(clip, seconds=1.0, size_hw=(48, 64), fps=6)
+    folder = shutil.copytree(made, root / "elsewhere" / "model")
     torch.set_num_threads(1)
     model = VidLLMForConditionalGeneration.from_pretrained(folder).eval()
     processor = VidLLMProcessor.from_pretrained(folder)
@@ -67,6 +73,8 @@ def test_without_torchvision(saved, tmp_path, torchvision_absent):
     assert "remote code works" in result.stdout
 
 
+# The shipped model once in every run is enough.
+@pytest.mark.parametrize("saved", ["made by init", pytest.param("shipped", marks=pytest.mark.slow)], indirect=True)
 def test_with_torchvision(saved, tmp_path, run_with_torchvision):
     result = run_with_torchvision(CLIENT, *saved, tmp_path, "torchvision", cwd=tmp_path, env=environment(tmp_path))
     assert result.returncode == 0, result.stderr[-4000:]

@@ -357,27 +357,6 @@ def test_init_makes_a_folder_that_loads(tmp_path):
     assert model.dtype == torch.bfloat16
 
 
-def test_demo_runs_everything_and_can_be_repeated(tmp_path, monkeypatch):
-    from vidllm import demo
-
-    monkeypatch.setattr(demo, "PRESET", "vidllm-tiny")
-    monkeypatch.setattr(demo, "CLIP_SECONDS", 0.4)
-    monkeypatch.setattr(demo, "MAX_NEW_TOKENS", 3)
-    for _ in range(2):
-        result = run("demo", "--out", tmp_path / "demo")
-        assert result.exit_code == 0, result.output
-        assert "untrained weights" in result.stdout
-    document = json.loads((tmp_path / "demo" / "answers.json").read_text())
-    assert len(document["answers"]) >= 6
-    assert len(document["groundings"]) == 2
-    assert len(document["captions"]) == 1
-    assert {path.name for path in (tmp_path / "demo" / "reconstruction").iterdir()} >= EXPORTS
-    (tmp_path / "mine" / "model").mkdir(parents=True)
-    (tmp_path / "mine" / "model" / "thesis.txt").write_text("irreplaceable")
-    assert run("demo", "--out", tmp_path / "mine").exit_code == 2
-    assert (tmp_path / "mine" / "model" / "thesis.txt").is_file()
-
-
 # ---------------------------------------------------------------------- bad input
 
 

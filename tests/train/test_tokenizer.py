@@ -1,5 +1,6 @@
 """Byte-level tokenizer, added tokens, chat templates."""
 
+import json
 import re
 
 import pytest
@@ -61,7 +62,7 @@ def test_merges_are_learned_by_use():
 def test_the_file_of_merges_is_what_rooms_teach():
     from importlib.resources import files
 
-    known = files("vidllm.train").joinpath(preset("vidllm-nano").merges).read_text(encoding="utf-8").splitlines()
+    known = json.loads(files("vidllm.train").joinpath(preset("vidllm-nano").merges).read_bytes())
     assert known == learn_merges(room_texts(seed=3, count=60), 762)
 
 

@@ -1,0 +1,1 @@
+"""Evaluation on ScanQA, SQA3D, ScanRefer, Scan2Cap and reconstruction: metrics, baselines, and the run that ties them together."""

@@ -1,0 +1,1 @@
+"""Relative and absolute errors of camera poses."""

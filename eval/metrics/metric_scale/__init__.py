@@ -1,0 +1,1 @@
+"""Errors of the metric scale and of the room frame."""

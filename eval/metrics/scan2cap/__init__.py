@@ -1,0 +1,1 @@
+"""Scan2Cap: captions of objects at a place."""

@@ -1,0 +1,1 @@
+"""ScanQA: exact match of answers."""

@@ -1,0 +1,1 @@
+"""ScanRefer: share of boxes above an overlap."""

@@ -1,0 +1,1 @@
+"""SQA3D: exact match of answers, and LEO's refined match."""

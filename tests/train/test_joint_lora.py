@@ -1,0 +1,142 @@
+"""Fine-tuning on own videos with LoRA: what is trained, what is written, how a run goes on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
+from vidllm.processing.processing_vidllm import VidLLMProcessor
+from vidllm.train.initialise import build_untrained, initialise
+from vidllm.train.joint import train_joint
+from vidllm.train.lora import add_lora
+from vidllm.train.recipes import LoraSettings, chosen_recipe
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A checkpoint to start from."""
+    folder = tmp_path_factory.mktemp("base") / "model"
+    initialise("vidllm-tiny", folder, seed=11)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three clips without poses, with questions, and one object with a box."""
+    folder = tmp_path_factory.mktemp("mine")
+    rng = np.random.default_rng(0)
+    lines = []
+    for clip in range(3):
+        (folder / f"clip{clip}").mkdir()
+        for number in range(3):
+            picture = rng.integers(0, 255, (28, 42, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(folder / f"clip{clip}" / f"{number}.png")
+        for question, answer in (("How many chairs?", "two"), ("What colour is the wall?", "white")):
+            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": f"{answer} {clip}"}]
+            lines.append({"video": f"clip{clip}", "messages": turns})
+    lines.append(
+        {
+            "video": "clip0", "task": "ground", "box_frame": "room", "room_from_world": [[1, 0, 0], [0, 0, 1], [0, -1, 0]],
+            "messages": [{"role": "user", "content": "Where is the lamp?"}, {"role": "assistant", "content": [{"type": "box"}]}],
+            "boxes": [[0, 1, 0, 1, 1, 1]],
+        }
+    )  # fmt: skip
+    path = folder / "mine.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def recipe_of(base, data, *settings):
+    usual = [
+        f"model={base}",
+        "steps=4",
+        "batch_size=3",
+        "prompts_per_scene=2",
+        "lora.rank=4",
+        "log_every=1",
+        "save_every=2",
+    ]
+    return chosen_recipe("nano_lora", [*usual, *settings], data=str(data))
+
+
+@pytest.fixture(scope="module")
+def run(base, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("lora") / "run"
+    trainer = train_joint(recipe_of(base, data, "lora.dropout=0.1"), out, use_cpu=True)
+    return out, trainer
+
+
+def logits(model, processor):
+    """Of a prompt with a video that ends in `<loc>`, and the boxes there."""
+    chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Where is the lamp?"}]},
+            {"role": "assistant", "content": [{"type": "box"}]}]  # fmt: skip
+    pixels = torch.randn(1, 3, 3, 28, 42, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        scene = model.encode_scene(pixels)
+        inputs = processor.apply_chat_template(chat, scene=scene, tokenize=True, return_dict=True, return_tensors="pt")
+        output = model(**inputs, scene=scene)
+    return output.logits, output.grounding.boxes, scene.reconstruction.depth
+
+
+def test_adapter_on_the_base_equals_the_merged_folder(base, run):
+    out, _ = run
+    processor = VidLLMProcessor.from_pretrained(out)
+    merged = logits(VidLLMForConditionalGeneration.from_pretrained(out), processor)
+    model = VidLLMForConditionalGeneration.from_pretrained(base)
+    untrained = logits(model, processor)
+    adapted = PeftModel.from_pretrained(model, str(out / "adapter")).eval()
+    for with_adapter, whole in zip(logits(adapted.get_base_model(), processor), merged, strict=True):
+        torch.testing.assert_close(with_adapter, whole, rtol=1e-5, atol=1e-5)
+    for whole, before in zip(merged[:2], untrained[:2], strict=True):
+        assert (whole - before).abs().max() > 1e-3
+    assert not list((out / "adapter").glob("model*.safetensors"))
+    assert (out / "adapter" / "adapter_model.safetensors").stat().st_size > 1000
+
+
+def test_what_is_trained(base, run):
+    out, _ = run
+    before = VidLLMForConditionalGeneration.from_pretrained(base).state_dict()
+    after = VidLLMForConditionalGeneration.from_pretrained(out).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert set(before) == set(after)
+    assert not any(name.startswith("model.encoder.") for name in changed)
+    language = {
+        name for name in before if name.startswith("model.language_model.layers.") and name.endswith("proj.weight")
+    }
+    assert language <= changed
+    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        rows = (before[name] != after[name]).any(dim=1).nonzero().flatten().tolist()
+        assert rows, name
+        config = VidLLMForConditionalGeneration.from_pretrained(base).config
+        assert set(rows) <= {config.loc_token_id, config.coord_token_id}, name
+    for name in sorted(changed - language - {"model.language_model.embed_tokens.weight", "lm_head.weight"}):
+        assert name.split(".")[1] in {"adapter", "scene_tokens", "point_embedding", "grounding"}
+    # clips without cameras and depth teach no geometry and no metres
+    assert not VidLLMForConditionalGeneration.from_pretrained(out).config.is_metric
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(base, data, run, tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 2
+
+    recipe = recipe_of(base, data, "lora.dropout=0.1")
+    train_joint(recipe, tmp_path / "run", use_cpu=True, callbacks=[Stop()])
+    train_joint(recipe, tmp_path / "run", use_cpu=True, resume=True)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        wanted, got = load_file(Path(run[0]) / name), load_file(tmp_path / "run" / name)
+        assert set(wanted) == set(got)
+        assert all(torch.equal(wanted[key], got[key]) for key in wanted), name
+
+
+def test_adapters_outside_the_language_model_are_refused():
+    model = build_untrained("vidllm-tiny")[0]
+    with pytest.raises(ValueError, match=r"lora.targets: wanted layers of the language model alone; got .*encoder"):
+        add_lora(model, LoraSettings(targets=r".*(query|q_proj|fc1)"))

@@ -1,0 +1,159 @@
+"""Scenes for training: which prompts, in which order, with which draws, and what is left out."""
+
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from vidllm.processing.samples import Sample
+from vidllm.train.collator import VidLLMCollator
+from vidllm.train.initialise import build_untrained
+from vidllm.train.scene_data import SceneCollator, SceneDataset, SceneVisit, SceneVisits
+
+
+FRAMES = 4
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_untrained("vidllm-tiny")[1]
+
+
+@pytest.fixture(scope="module")
+def scenes(rooms_rows):
+    return SceneDataset(rooms_rows, prompts_per_scene=5, seed=7, num_frames=FRAMES)
+
+
+def ids(samples):
+    return [sample.sample_id for sample in samples]
+
+
+def test_an_item_is_one_scene_with_some_of_its_prompts(scenes, rooms_rows):
+    assert len(scenes) == 3
+    for number in range(3):
+        samples = scenes[number]
+        assert len({sample.scene_id for sample in samples}) == 1
+        assert 4 <= len(set(ids(samples))) == len(samples) <= 5
+    assert scenes.has_depth
+    whole = SceneDataset(rooms_rows, prompts_per_scene=0, num_frames=FRAMES)
+    assert sum(len(whole[number]) for number in range(3)) == sum(map(len, rooms_rows.values()))
+
+
+def test_every_prompt_comes_once_before_one_comes_twice(scenes, rooms_rows):
+    scene = scenes[1][0].scene_id
+    total = {name: sum(row["scene_id"] == scene for row in rows) for name, rows in rooms_rows.items()}
+    seen = Counter()
+    for epoch in range(200):
+        names = ids(scenes.prompts(1, epoch))
+        for name, count in total.items():
+            mine = [n for n in names if n.startswith(name)]
+            done = sum(seen[n] for n in seen if n.startswith(name))
+            # As long as the first cycle lasts, nothing returns.
+            if done + len(mine) <= count:
+                assert not any(seen[n] for n in mine)
+        seen.update(names)
+        if len(seen) == sum(total.values()):
+            break
+    assert len(seen) == sum(total.values())
+
+
+def test_prompts_depend_on_seed_epoch_and_scene_alone(scenes, rooms_rows):
+    again = SceneDataset(rooms_rows, prompts_per_scene=5, seed=7, num_frames=FRAMES)
+    assert [ids(again.prompts(2, epoch)) for epoch in (6, 0, 3)] == [ids(scenes.prompts(2, e)) for e in (6, 0, 3)]
+    assert ids(scenes.prompts(2, 0)) != ids(scenes.prompts(2, 1))
+    other = SceneDataset(rooms_rows, prompts_per_scene=5, seed=8, num_frames=FRAMES)
+    assert [ids(other.prompts(n, 0)) for n in range(3)] != [ids(scenes.prompts(n, 0)) for n in range(3)]
+    again.set_epoch(3)
+    assert ids(again[2]) == ids(scenes.prompts(2, 3))
+
+
+def test_benchmarks_keep_their_shares(rooms_rows):
+    weights = {"scanqa": 3.0, "scanrefer": 1.0, "sqa3d": 0.0, "scan2cap": 0.0}
+    scenes = SceneDataset(rooms_rows, 2, weights=weights, num_frames=FRAMES)
+    names = Counter(
+        n.split("/")[0] for epoch in range(6) for scene in range(3) for n in ids(scenes.prompts(scene, epoch))
+    )
+    assert set(names) == {"scanqa", "scanrefer"}
+    assert 0.6 < names["scanqa"] / names.total() < 0.9
+
+
+def test_visits_go_through_all_scenes_again_and_again(scenes):
+    visits = SceneVisits(scenes, 10, seed=1)
+    assert len(visits) == 10
+    seen = [visits.scene_of(visit) for visit in range(10)]
+    for epoch in range(3):
+        assert sorted(scene for scene, e in seen if e == epoch) == [0, 1, 2]
+    assert seen[9][1] == 3
+    orders = {tuple(scene for scene, e in seen if e == epoch) for epoch in range(3)}
+    assert len(orders) > 1
+    other = SceneVisits(scenes, 10, seed=1)
+    for visit in (9, 2, 7):
+        assert ids(other[visit].samples) == ids(visits[visit].samples)
+        assert other[visit].epoch == visits[visit].epoch == visit // 3
+    with pytest.raises(IndexError):
+        visits[10]
+
+
+def test_what_a_scene_contributes_does_not_depend_on_its_batch(processor, scenes):
+    collator = SceneCollator(processor, num_frames=FRAMES, frame_choice="random", reply_choice="random", seed=5)
+    first, second, third = (SceneVisits(scenes, 9)[visit] for visit in (0, 4, 8))
+    together, alone = collator([first, second, third]), collator([second])
+    prompts = slice(len(first.samples), len(first.samples) + len(second.samples))
+    torch.testing.assert_close(together["pixel_values_videos"][1:2], alone["pixel_values_videos"], rtol=0, atol=0)
+    assert together["scale_frames"][1].tolist() == alone["scale_frames"][0].tolist()
+    assert together["sample_ids"][prompts] == alone["sample_ids"]
+    width = alone["input_ids"].shape[1]
+    learned = together["labels"][prompts, :width]
+    assert torch.equal(learned, alone["labels"])
+
+
+def test_draws_are_those_of_the_plain_collator_in_that_epoch(processor, scenes):
+    settings = {"num_frames": 3, "frame_choice": "random", "reply_choice": "random", "seed": 5}
+    plain = VidLLMCollator(processor, **settings)
+    plain.set_epoch(2)
+    samples = scenes.prompts(0, 2)
+    wanted = plain(samples)
+    for item in (SceneVisit(samples, 2), samples):
+        mine = SceneCollator(processor, **settings)
+        mine.set_epoch(2)
+        got = mine([item])
+        assert got["sample_ids"] == [f"{name}@2" for name in wanted["sample_ids"]]
+        assert torch.equal(got["pixel_values_videos"], wanted["pixel_values_videos"])
+        assert torch.equal(got["labels"], wanted["labels"])
+        assert torch.equal(got["scale_frames"], wanted["scale_frames"])
+
+
+def test_two_visits_of_a_scene_stay_two_videos(processor, scenes):
+    collator = SceneCollator(processor, num_frames=FRAMES)
+    batch = collator([SceneVisit(scenes.prompts(0, epoch), epoch) for epoch in (0, 1)])
+    assert batch["pixel_values_videos"].shape[0] == 2
+    # Lists of one scene in one epoch are packed behind one video.
+    samples = scenes.prompts(0, 0)
+    packed = collator([samples[:2], samples[2:]])
+    assert packed["pixel_values_videos"].shape[0] == 1
+    assert packed["scene_index"].tolist() == [0] * len(samples)
+
+
+def test_rows_that_cannot_be_learned_are_counted(rooms_rows, caplog):
+    rows = [dict(rooms_rows["scanqa"][number]) for number in range(6)]
+    rows[2]["messages"] = rows[2]["messages"][:-1]
+    rows[4]["scene_id"] = "scene1999_00"
+    rows.append({**rooms_rows["scanrefer"][0], "boxes_annotation": [], "box_block": []})
+    with caplog.at_level(logging.WARNING, logger="vidllm.train.scene_data"):
+        scenes = SceneDataset({"mine": rows}, 0, num_frames=FRAMES)
+    assert scenes.skipped["mine"].total == 3
+    kept = {sample.sample_id for number in range(len(scenes)) for sample in scenes[number]}
+    assert kept == {Sample.from_row(rows[number]).sample_id for number in (0, 1, 3, 5)}
+    assert "mine: of 7 rows 1 skipped: it has no reply to learn" in caplog.text
+    with pytest.raises(ValueError, match=r"wanted at least one usable row; got none .1 skipped: it has no reply"):
+        SceneDataset({"mine": [rows[2]]}, 1, num_frames=FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "weights"), [(-1, None), (2, {"scanqb": 1.0}), (2, {"scanqa": -1.0}), (2, {"scanqa": np.nan})]
+)
+def test_wrong_settings(rooms_rows, prompts, weights):
+    with pytest.raises(ValueError, match="scenes: wanted prompts_per_scene"):
+        SceneDataset({"scanqa": rooms_rows["scanqa"]}, prompts, weights=weights)

@@ -1,0 +1,363 @@
+"""Stage 2, from a recipe to a checkpoint: `accelerate launch -m vidllm.train.joint RECIPE --out DIR`.
+
+```python
+from vidllm.train.joint import train_joint
+from vidllm.train.recipes import chosen_recipe
+
+train_joint(chosen_recipe("nano", ["steps=100"]), "outputs/nano")
+```
+"""
+
+import argparse
+import contextlib
+import difflib
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import disable_progress_bars
+from transformers import AutoConfig, TrainerCallback, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
+
+from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
+from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
+from vidllm.processing.benchmarks.load import load_benchmark
+from vidllm.processing.processing_vidllm import VidLLMProcessor
+from vidllm.train.dense_labels import DenseLabels, RoomCollator
+from vidllm.train.initialise import build_untrained
+from vidllm.train.joint_trainer import LossPlugin, VidLLMJointTrainer
+from vidllm.train.lora import add_lora, save_and_merge
+from vidllm.train.presets import PRESETS
+from vidllm.train.recipes import RECIPES, JointRecipe, chosen_recipe
+from vidllm.train.room_source import RoomMakers, RoomScenes, RoomSource
+from vidllm.train.run_folder import ADAPTER_NAME, LOG_NAME, checkpoint_to_resume, publish, write_recipe
+from vidllm.train.scene_data import SceneCollator, SceneDataset, SceneVisits
+
+
+logger = logging.getLogger(__name__)
+_HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
+
+
+class RunLog(TrainerCallback):
+    """Writes what is logged to `log.jsonl`; a resumed run drops what was logged after its checkpoint.
+
+    Args:
+        out_dir (`Path`): Of the run.
+
+    Source:
+        Ours.
+    """
+
+    def __init__(self, out_dir: Path):
+        self.path = Path(out_dir) / LOG_NAME
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the lines up to the step that the run starts from."""
+        if state.is_world_process_zero and self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        """Add a line."""
+        if state.is_world_process_zero and logs and "loss" in logs:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+@dataclass(frozen=True)
+class JointData:
+    """What a run reads.
+
+    Args:
+        visits (`torch.utils.data.Dataset`): One item per visit of a scene, as many as the whole run needs, in order.
+        collator (callable): Makes batches of them.
+        has_geometry (`bool`): Whether there are true cameras or depth.
+        has_metric_depth (`bool`): Whether there is depth in metres.
+        plugins (`tuple[LossPlugin]`): Losses that only these data allow.
+        facts (`dict`): For `recipe.json`.
+
+    Source:
+        Ours.
+    """
+
+    visits: torch.utils.data.Dataset
+    collator: Any
+    has_geometry: bool
+    has_metric_depth: bool
+    plugins: tuple[LossPlugin, ...]
+    facts: dict[str, Any]
+
+
+@contextlib.contextmanager
+def joint_data(
+    chosen: JointRecipe, config: VidLLMConfig, processor: VidLLMProcessor, num_visits: int, out_dir: Path
+) -> Iterator[JointData]:
+    """Open the data of a recipe; what runs beside the training to make them ends with the context.
+
+    Args:
+        chosen (`JointRecipe`): The recipe.
+        config (`VidLLMConfig`): Of the model.
+        processor (`VidLLMProcessor`): Of the model.
+        num_visits (`int`): Scenes that the run will see.
+        out_dir (`Path`): Of the run.
+
+    Yields:
+        `JointData`
+
+    Raises:
+        ValueError: Files are absent or malformed, or nothing in them can be used.
+
+    Source:
+        Ours.
+    """
+    settings = {
+        "num_frames": chosen.num_frames,
+        "reply_choice": chosen.reply_choice,
+        "seed": chosen.seed,
+        "box_output": config.box_output,
+    }
+    if chosen.rooms is not None:
+        collator = RoomCollator(processor, **settings)
+        source = RoomSource(chosen.rooms, chosen.rooms_cache or out_dir / "rooms")
+        visits = RoomScenes(source, num_visits, collator.num_frames, chosen.prompts_per_scene, seed=chosen.seed)
+        plugins = (DenseLabels(chosen.dense_labels),) if chosen.dense_labels else ()
+        makers = RoomMakers(source) if PartialState().is_local_main_process else contextlib.nullcontext()
+        with makers:
+            yield JointData(visits, collator, True, True, plugins, {})
+        return
+    collator = SceneCollator(processor, frame_choice=chosen.frame_choice, **settings)
+    rows, weights = {}, {}
+    # Other processes find the cache that the first one writes.
+    with PartialState().main_process_first():
+        for name, weight in chosen.benchmarks.items():
+            variant = chosen.variants.get(name, "default")
+            rows[name] = load_benchmark(name, chosen.data_root, chosen.split, variant=variant, strict=False)
+            weights[name] = weight
+        if chosen.data is not None:
+            rows["jsonl"] = load_benchmark("jsonl", chosen.data, "train")
+            weights["jsonl"] = chosen.data_weight
+    scenes = SceneDataset(rows, chosen.prompts_per_scene, chosen.seed, weights, collator.num_frames)
+    facts = {
+        "data": {
+            "scenes": len(scenes),
+            "rows": {name: len(part) for name, part in rows.items()},
+            "skipped": {name: skipped.summary() for name, skipped in scenes.skipped.items()},
+        }
+    }
+    visits = SceneVisits(scenes, num_visits, chosen.seed)
+    yield JointData(visits, collator, scenes.has_geometry, scenes.has_depth, (), facts)
+
+
+def starting_model(chosen: JointRecipe) -> tuple[VidLLMForConditionalGeneration, VidLLMProcessor]:
+    """The model that a run starts from, and its processor with the recipe's number of frames.
+
+    Args:
+        chosen (`JointRecipe`): The recipe.
+
+    Returns:
+        `tuple`: model, processor.
+
+    Raises:
+        ValueError: `model` is neither a preset nor a checkpoint.
+
+    Source:
+        Ours.
+    """
+    name, folder = chosen.model, Path(chosen.model).expanduser()
+    if name in PRESETS:
+        model, processor = build_untrained(name, seed=chosen.seed, dtype=chosen.weights_dtype)
+    elif folder.is_dir() or _HUB_ID.match(name):
+        path = str(folder) if folder.is_dir() else name
+        # Loading the tokenizer looks the config up, and would ask whether to run the checkpoint's own code.
+        AutoConfig.register(VidLLMConfig.model_type, VidLLMConfig, exist_ok=True)
+        model = VidLLMForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, chosen.weights_dtype))
+        processor = VidLLMProcessor.from_pretrained(path)
+    else:
+        close = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"model: wanted a preset ({', '.join(PRESETS)}), a checkpoint folder or a Hub id; got {name!r}; did you mean {close!r}?"
+        )
+    if chosen.num_frames is not None:
+        processor.video_processor.num_frames = chosen.num_frames
+    return model, processor
+
+
+def training_arguments(chosen: JointRecipe, out_dir: str | Path, use_cpu: bool = False) -> TrainingArguments:
+    """What the Trainer must know of a recipe.
+
+    Args:
+        chosen (`JointRecipe`): The recipe.
+        out_dir (`str` or `Path`): Of the run.
+        use_cpu (`bool`): Whether to leave accelerators alone.
+
+    Returns:
+        `TrainingArguments`
+
+    Source:
+        Paper: AdamW, betas, weight decay, clip. Ours: everything else.
+    """
+    on_gpu = torch.cuda.is_available() and not use_cpu
+    return TrainingArguments(
+        output_dir=str(out_dir),
+        use_cpu=use_cpu,
+        max_steps=chosen.steps,
+        per_device_train_batch_size=chosen.batch_size,
+        gradient_accumulation_steps=chosen.accumulation,
+        # Visits come in the order of the run; see SceneVisits.
+        train_sampling_strategy="sequential",
+        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
+        learning_rate=chosen.learning_rate,
+        lr_scheduler_type=chosen.schedule,
+        warmup_steps=round(chosen.warmup * chosen.steps),
+        weight_decay=chosen.weight_decay,
+        adam_beta1=chosen.betas[0],
+        adam_beta2=chosen.betas[1],
+        max_grad_norm=chosen.clip,
+        bf16=chosen.precision == "bfloat16",
+        activation_checkpointing=chosen.activation_checkpointing,
+        # Every step touches every trained parameter.
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        dataloader_num_workers=chosen.workers,
+        dataloader_persistent_workers=chosen.workers > 0,
+        dataloader_pin_memory=on_gpu,
+        logging_steps=chosen.log_every,
+        logging_first_step=True,
+        save_strategy="steps",
+        save_steps=chosen.save_every,
+        save_total_limit=chosen.keep_checkpoints,
+        report_to="none",
+        seed=chosen.seed,
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+
+
+def train_joint(
+    chosen: JointRecipe,
+    out_dir: str | Path,
+    resume: bool | str = False,
+    use_cpu: bool = False,
+    plugins: Sequence[LossPlugin] = (),
+    callbacks: Sequence[TrainerCallback] = (),
+) -> VidLLMJointTrainer:
+    """Run a recipe, on every process of a launch.
+
+    Args:
+        chosen (`JointRecipe`): Complete.
+        out_dir (`str` or `Path`): New or empty folder, unless a run is resumed.
+        resume (`bool` or `str`): Go on from the last checkpoint of the folder, or from the one named.
+        use_cpu (`bool`): Whether to leave accelerators alone.
+        plugins (`Sequence[LossPlugin]`): Losses besides those of the recipe.
+        callbacks (`Sequence[TrainerCallback]`): Of the Trainer.
+
+    Returns:
+        `VidLLMJointTrainer`: after training; `<out>` is a complete Hub folder.
+
+    Raises:
+        ValueError: The recipe, the folder or the data are not usable.
+        FloatingPointError: A loss was not finite; names the samples.
+
+    Source:
+        Ours.
+    """
+    chosen.check()
+    out_dir = Path(out_dir).expanduser()
+    args = training_arguments(chosen, out_dir, use_cpu)
+    state = PartialState()
+    checkpoint = checkpoint_to_resume(out_dir, resume) if resume or state.is_main_process else None
+    # Nobody writes before everybody has looked.
+    state.wait_for_everyone()
+    model, processor = starting_model(chosen)
+    if chosen.num_frames is None:
+        chosen = replace(chosen, num_frames=processor.video_processor.num_frames)
+    num_visits = chosen.steps * chosen.batch_size * chosen.accumulation * state.num_processes
+    with joint_data(chosen, model.config, processor, num_visits, out_dir) as data:
+        if chosen.lora is not None:
+            model = add_lora(model, chosen.lora, with_geometry=data.has_geometry, seed=chosen.seed)
+        trainer = VidLLMJointTrainer(
+            model=model,
+            args=args,
+            losses=chosen.losses,
+            given_geometry=chosen.given_geometry,
+            plugins=[*data.plugins, *plugins],
+            has_metric_depth=data.has_metric_depth,
+            freeze_encoder=chosen.freeze_encoder,
+            # Nothing would hold it where it is.
+            freeze_geometry=not data.has_geometry,
+            learning_rate_factors=chosen.learning_rate_factors,
+            train_dataset=data.visits,
+            data_collator=data.collator,
+            processing_class=processor,
+            callbacks=[RunLog(out_dir), *callbacks],
+        )
+        if state.is_main_process:
+            facts = {**data.facts, "processes": state.num_processes}
+            for line in write_recipe(chosen, out_dir, checkpoint, facts):
+                logger.warning("resumed with another recipe: %s", line)
+        state.wait_for_everyone()
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if state.is_main_process:
+        finished = trainer.accelerator.unwrap_model(trainer.model)
+        if chosen.lora is not None:
+            finished = save_and_merge(finished, out_dir / ADAPTER_NAME)
+        publish(finished.eval(), processor, out_dir)
+    state.wait_for_everyone()
+    return trainer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): By default those of the process.
+
+    Returns:
+        `int`: exit code; 2 on bad input, with one line on stderr.
+
+    Source:
+        Ours.
+    """
+    parser = argparse.ArgumentParser(prog="python -m vidllm.train.joint", description="Train stage 2 by a recipe.")
+    parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE")
+    parser.add_argument("--data", metavar="FILE", help="a JSONL file of own videos")
+    parser.add_argument("--data-root", metavar="DIR", help="scenes and annotations of the recipe's benchmarks")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
+    parser.add_argument("--cpu", action="store_true", help="leave accelerators alone")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    disable_progress_bar()
+    disable_progress_bars()
+    try:
+        chosen = chosen_recipe(given.recipe, given.settings, given.data, given.data_root)
+        train_joint(chosen, given.out, resume=given.resume, use_cpu=given.cpu)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    return 0
+
+
+__all__ = [
+    "JointData",
+    "LossPlugin",
+    "RunLog",
+    "VidLLMJointTrainer",
+    "joint_data",
+    "main",
+    "starting_model",
+    "train_joint",
+    "training_arguments",
+]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""LoRA on the language model: its own weights stay, adapters and the geometry and grounding modules are trained."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
+from vidllm.train.joint_trainer import GEOMETRY_MODULES
+from vidllm.train.recipes import LoraSettings
+
+
+# What is trained whole; the vision encoder stays as it is.
+_WHOLE_MODULES = ("adapter", "scene_tokens", "point_embedding", "grounding")
+
+
+def add_lora(
+    model: VidLLMForConditionalGeneration, settings: LoraSettings, with_geometry: bool = True, seed: int = 0
+) -> Any:
+    """Put adapters on the language model.
+
+    Args:
+        model (`VidLLMForConditionalGeneration`): It is changed in place.
+        settings (`LoraSettings`): Rank, scale, names of the layers.
+        with_geometry (`bool`): Whether reconstruction and metric depth are trained too.
+        seed (`int`): Of the adapters' first values; the caller's random state is left as it was.
+
+    Returns:
+        `PeftModel`: around the model.
+
+    Raises:
+        ValueError: No layer has such a name, or one outside the language model has.
+
+    Source:
+        Upstream: huggingface/peft. Ours: the rows of `<loc>` and `<coord>` are trained in the embedding and, where it is not tied, in the
+        head: with adapters on attention alone they would stay as they were drawn.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    core = model.model
+    embedding = core.get_input_embeddings()
+    embedding_name = next(name for name, module in model.named_modules() if module is embedding)
+    token_ids = sorted({model.config.loc_token_id, model.config.coord_token_id})
+    rows = {embedding_name: token_ids}
+    if model.lm_head.weight is not embedding.weight:
+        rows["lm_head"] = token_ids
+    whole = [*_WHOLE_MODULES, *(GEOMETRY_MODULES if with_geometry else ())]
+    whole = [f"model.{name}" for name in whole if getattr(core, name) is not None]
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets,
+        trainable_token_indices=rows,
+        modules_to_save=whole,
+        bias="none",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wrapped = get_peft_model(model, config)
+    outside = [n for n, p in wrapped.named_parameters() if "lora_" in n and ".language_model." not in n]
+    if outside:
+        raise ValueError(f"lora.targets: wanted layers of the language model alone; got {outside[0]}")
+    return wrapped
+
+
+def save_and_merge(model: Any, folder: str | Path) -> PreTrainedModel | nn.Module:
+    """Save the adapter, and melt it into the weights.
+
+    Args:
+        model (`PeftModel`): Trained; it is taken apart.
+        folder (`str` or `Path`): For the adapter.
+
+    Returns:
+        `VidLLMForConditionalGeneration`: with the adapters merged.
+
+    Source:
+        Upstream: huggingface/peft.
+    """
+    model.save_pretrained(str(folder))
+    return model.merge_and_unload()
+
+
+__all__ = ["add_lora", "save_and_merge"]

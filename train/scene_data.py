@@ -1,0 +1,276 @@
+"""Scenes for training: prompts of all benchmarks grouped by scene, visited in a fixed random order, some prompts per visit.
+
+A visit depends on the seed and on its number alone, so any process may make it, batches may be cut anywhere, and a run can go on
+where it stopped.
+"""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vidllm.processing.benchmarks.frames import SceneFrames, frames_of, open_sample, scene_key, usable_rows
+from vidllm.processing.samples import Sample
+from vidllm.processing.scenes.base import SkipCounter
+from vidllm.processing.video_reading_vidllm import VidLLMInputError
+from vidllm.train.collator import VidLLMCollator, keyed_generator
+
+
+logger = logging.getLogger(__name__)
+# Fractional parts of its multiples fill 0..1 evenly, however many are taken.
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class SceneVisit:
+    """A scene as it is seen in one training step.
+
+    Args:
+        samples (`list[Sample]`): Prompts about it.
+        epoch (`int`): How many times every scene was visited before.
+
+    Source:
+        Ours.
+    """
+
+    samples: list[Sample]
+    epoch: int
+
+
+class SceneDataset(torch.utils.data.Dataset):
+    """Scenes with some of their prompts; which prompts, changes with the epoch.
+
+    Args:
+        datasets (`Mapping[str, Sequence]`): Rows of `load_benchmark` by the name of the benchmark.
+        prompts_per_scene (`int`): Most prompts of an item; 0 takes all.
+        seed (`int`): Of the choice of prompts.
+        weights (`Mapping[str, float]`, *optional*): Share of each benchmark among the prompts of a scene that has several; by default 1 each.
+            A benchmark of weight 0 is left out.
+        num_frames (`int`): Frames that will be sampled: rows whose first sampled frame has no valid pose cannot be used.
+        data_root (`str` or `Path`, *optional*): As of `frames_of`.
+
+    Raises:
+        ValueError: A number is out of range, a weight names no benchmark, or nothing can be used.
+
+    Source:
+        Ours. Every prompt of a benchmark comes once before one comes twice.
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, Sequence[Mapping[str, Any]]],
+        prompts_per_scene: int,
+        seed: int = 0,
+        weights: Mapping[str, float] | None = None,
+        num_frames: int = 32,
+        data_root: Any = None,
+    ):
+        weights = dict(weights or {})
+        unknown = sorted(set(weights) - set(datasets))
+        if unknown or prompts_per_scene < 0 or any(not 0 <= value < float("inf") for value in weights.values()):
+            raise ValueError(
+                f"scenes: wanted prompts_per_scene of at least 0 and weights of at least 0 of {', '.join(datasets)}; got "
+                f"{prompts_per_scene} and {weights}"
+            )
+        self.datasets = {name: rows for name, rows in datasets.items() if weights.get(name, 1.0) > 0}
+        self.weights = {name: float(weights.get(name, 1.0)) for name in self.datasets}
+        self.prompts_per_scene, self.seed, self.data_root = prompts_per_scene, seed, data_root
+        self.skipped: dict[str, SkipCounter] = {}
+        rows_of_scene: dict[tuple, dict[str, list[int]]] = {}
+        for name, rows in self.datasets.items():
+            usable, skipped = usable_rows(rows, data_root, num_frames)
+            for number in usable:
+                sample = Sample.from_row(rows[number])
+                if not sample.has_reply:
+                    skipped.add("it has no reply to learn", sample.sample_id)
+                    continue
+                key = scene_key(sample, data_root)
+                rows_of_scene.setdefault(key, {}).setdefault(name, []).append(number)
+            self.skipped[name] = skipped
+            for line in skipped.summary():
+                logger.warning("%s: of %d rows %s", name, len(rows), line)
+        if not rows_of_scene:
+            reasons = [line for skipped in self.skipped.values() for line in skipped.summary()]
+            raise ValueError(f"scenes: wanted at least one usable row; got none ({'; '.join(reasons) or 'no rows'})")
+        self.keys = list(rows_of_scene)
+        self.rows_of_scene = [rows_of_scene[key] for key in self.keys]
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether any scene has depth maps, which are metric."""
+        return any(open_sample(self._some_sample(scene), self.data_root).has_depth for scene in range(len(self)))
+
+    @property
+    def has_geometry(self) -> bool:
+        """Whether any scene has depth maps or cameras."""
+        some = (self._some_sample(scene) for scene in range(len(self)))
+        return self.has_depth or any(s.poses is not None or open_sample(s, self.data_root).has_poses for s in some)
+
+    def _some_sample(self, scene: int) -> Sample:
+        """One of a scene's samples."""
+        name, numbers = next(iter(self.rows_of_scene[scene].items()))
+        return Sample.from_row(self.datasets[name][numbers[0]])
+
+    @property
+    def epoch(self) -> int:
+        """Epoch that items are chosen for."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Change the epoch, also in the processes of a running loader."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, scene: int) -> list[Sample]:
+        return self.prompts(scene, self.epoch)
+
+    def prompts(self, scene: int, epoch: int) -> list[Sample]:
+        """Prompts of a scene in an epoch.
+
+        Args:
+            scene (`int`): Number of the scene.
+            epoch (`int`): Number of the epoch.
+
+        Returns:
+            `list[Sample]`: at most `prompts_per_scene`, none twice.
+
+        Raises:
+            VidLLMInputError: A row is malformed.
+
+        Source:
+            Ours: the prompts of a scene are dealt like cards, a benchmark's shuffled anew when they are through; which benchmark is next
+            follows a low-discrepancy sequence, so that even few prompts keep the shares.
+        """
+        rows, most = self.rows_of_scene[scene], self.prompts_per_scene
+        if not most or sum(map(len, rows.values())) <= most:
+            return [Sample.from_row(self.datasets[name][number]) for name in rows for number in rows[name]]
+        key, names = self.keys[scene][1], list(rows)
+        shares = np.cumsum([self.weights[name] for name in names])
+        start = keyed_generator(self.seed, 0, "benchmarks", key).random()
+        spread = (start + _GOLDEN * np.arange((epoch + 1) * most)) % 1.0
+        dealt = np.minimum(np.searchsorted(shares, spread * shares[-1], side="right"), len(names) - 1)
+        chosen: dict[tuple[str, int], None] = {}
+        for which, name in enumerate(names):
+            before = int((dealt[: epoch * most] == which).sum())
+            for number in range(before, before + int((dealt[epoch * most :] == which).sum())):
+                cycle, place = divmod(number, len(rows[name]))
+                order = keyed_generator(self.seed, cycle, "prompts", name, key).permutation(len(rows[name]))
+                chosen[name, rows[name][order[place]]] = None
+        return [Sample.from_row(self.datasets[name][number]) for name, number in chosen]
+
+
+class SceneVisits(torch.utils.data.Dataset):
+    """A whole run's visits of the scenes of a `SceneDataset`: all scenes in random order, then all in another, and so on.
+
+    Args:
+        scenes (`SceneDataset`): The scenes.
+        num_visits (`int`): Length: steps of the run times scenes per step.
+        seed (`int`): Of the order.
+
+    Source:
+        Ours: in one sequence, so that no step at the end of an epoch is smaller and nothing is dropped or seen twice to fill it.
+    """
+
+    def __init__(self, scenes: SceneDataset, num_visits: int, seed: int = 0):
+        self.scenes, self.num_visits, self.seed = scenes, num_visits, seed
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.num_visits
+
+    def scene_of(self, visit: int) -> tuple[int, int]:
+        """Number of the scene and epoch of a visit."""
+        epoch, place = divmod(visit, len(self.scenes))
+        if epoch not in self._orders:
+            order = keyed_generator(self.seed, epoch, "order of scenes").permutation(len(self.scenes))
+            # A batch lies in two epochs at most, unless there are fewer scenes than it holds.
+            self._orders = {**dict(list(self._orders.items())[-3:]), epoch: order}
+        return int(self._orders[epoch][place]), epoch
+
+    def __getitem__(self, visit: int) -> SceneVisit:
+        if not 0 <= visit < self.num_visits:
+            raise IndexError(visit)
+        scene, epoch = self.scene_of(visit)
+        return SceneVisit(self.scenes.prompts(scene, epoch), epoch)
+
+
+class SceneCollator(VidLLMCollator):
+    """Batches of scenes: as `VidLLMCollator`, of lists of samples or of `SceneVisit`s.
+
+    Two visits of one scene stay two videos, with draws of their own epochs; their ids end in `@` and the epoch.
+
+    Args:
+        processor (`VidLLMProcessor`): Of the model.
+        **settings: As of `VidLLMCollator`.
+
+    Source:
+        Ours: what a scene contributes does not depend on what else is in its batch.
+    """
+
+    def __init__(self, processor: Any, **settings: Any):
+        super().__init__(processor, **settings)
+        self._original: dict[tuple, tuple[Sample, str]] = {}
+
+    def __call__(self, items: Sequence[Any]) -> dict[str, Any]:
+        """Make a batch.
+
+        Args:
+            items (`list`): `SceneVisit`s, or lists of samples (or rows) of one scene each, which are seen in the collator's epoch.
+
+        Returns:
+            `dict`: as of `VidLLMCollator`.
+
+        Raises:
+            VidLLMInputError: See `VidLLMCollator`; or a visit has no prompt.
+        """
+        samples = []
+        for item in items:
+            visit = item if isinstance(item, SceneVisit) else SceneVisit(list(item), self.epoch)
+            if not visit.samples:
+                raise VidLLMInputError("collator: wanted at least one prompt per scene; got none")
+            samples += [self._in_epoch(sample, visit.epoch) for sample in visit.samples]
+        try:
+            return super().__call__(samples)
+        finally:
+            self._original.clear()
+
+    def _in_epoch(self, row: Mapping[str, Any] | Sample, epoch: int) -> Sample:
+        """The same sample under names of its epoch."""
+        original = row if isinstance(row, Sample) else Sample.from_row(row)
+        renamed = copy.copy(original)
+        for name in ("sample_id", "scene_id", "video"):
+            value = getattr(original, name)
+            if value is not None:
+                object.__setattr__(renamed, name, f"{value}@{epoch}")
+        self._original[scene_key(renamed, self.data_root)] = (
+            original,
+            f"{scene_key(original, self.data_root)[1]}@{epoch}",
+        )
+        return renamed
+
+    def _generator(self, what: str, *names: str) -> np.random.Generator:
+        """Random numbers for one purpose and one scene or sample of an epoch."""
+        name, epoch = names[0].rsplit("@", 1)
+        return keyed_generator(self.seed, int(epoch), what, name)
+
+    def _frames(self, sample: Sample) -> SceneFrames:
+        """Frames of the scene under its real name."""
+        original, name = self._original[scene_key(sample, self.data_root)]
+        return frames_of(
+            original,
+            self.data_root,
+            self.num_frames,
+            method=self.frame_choice,
+            depth=self.depth,
+            generator=self._generator("frames", name) if self.frame_choice == "random" else None,
+        )
+
+
+__all__ = ["SceneCollator", "SceneDataset", "SceneVisit", "SceneVisits"]

@@ -1,0 +1,155 @@
+"""The command `vidllm eval`: benchmarks in, a table with protocols and baselines out."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vidllm.cli_console import progress, say, write_json
+
+
+@contextmanager
+def watching() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr, where that is a terminal; gives the function that moves it: (what, done, of all)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda *_: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def move(what: str, done: int, of_all: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=of_all)
+            bar.update(tasks[what], completed=done, total=of_all)
+
+        yield move
+
+
+def print_table(document: dict[str, Any]) -> None:
+    """The runs of a results document on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vidllm.eval.results import table_rows
+
+    # A pipe has no width; nothing is cut there.
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, emoji=False, width=200)
+    geometry = document["provenance"]["geometry"]
+    for name, run in document["runs"].items():
+        kinds = list(run["baselines"])
+        table = Table(title=f"{name}, geometry {geometry}", title_justify="left")
+        for column in ("benchmark", "protocol", "metric"):
+            table.add_column(column)
+        for column in ("model", *kinds):
+            table.add_column(column, justify="right")
+        last = None
+        for row in table_rows(run):
+            if last not in (None, row["benchmark"]):
+                table.add_section()
+            numbers = ["" if kind not in row else f"{row[kind]:.4f}" for kind in ("model", *kinds)]
+            table.add_row(row["benchmark"], row["protocol"], row["metric"], *numbers)
+            last = row["benchmark"]
+        console.print(table)
+
+
+def evaluate(
+    benchmarks: Annotated[
+        list[str], typer.Argument(metavar="BENCHMARK...", help="scanqa, sqa3d, scanrefer, scan2cap, reconstruction.")
+    ],
+    data_root: Annotated[Path, typer.Option("--data-root", metavar="DIR", help="Scenes and annotations.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for predictions and results.json.")],
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="PATH_OR_ID", help="Checkpoint folder or Hub id.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Default: SQA3D test, others val.")] = None,
+    geometry: Annotated[
+        str, typer.Option("--geometry", metavar="predicted|given", help="given: true poses, intrinsics and depth.")
+    ] = "predicted",
+    with_given_geometry: Annotated[
+        bool, typer.Option("--with-given-geometry", help="Run again with given geometry, as a baseline.")
+    ] = False,
+    frames: Annotated[
+        int | None, typer.Option("--frames", min=1, help="Frames per scene; default: the checkpoint's.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts answered together.")] = 32,
+    limit_scenes: Annotated[
+        int | None, typer.Option("--limit-scenes", min=1, metavar="N", help="Only the first N scenes.")
+    ] = None,
+    blind_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--blind-root", metavar="DIR", help="Fit the baselines on the train split there; default: the data root's."
+        ),
+    ] = None,
+    train_rooms: Annotated[
+        int,
+        typer.Option(
+            "--train-rooms", min=1, help="Made in memory to fit baselines on, where rooms lack a train split."
+        ),
+    ] = 400,
+    prompts: Annotated[
+        str, typer.Option("--prompts", help="Wording: vidllm, plain, video3dllm or llava3d.")
+    ] = "vidllm",
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; default: CUDA if there is.")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
+    ] = False,
+) -> None:
+    """Score a model on benchmarks, baselines beside it.
+
+    Run again after an interruption, it goes on where it stopped. The folder holds predictions and results.json.
+    """
+    from vidllm.loading import check_model, load_model, load_processor
+
+    name = check_model(model)
+    with progress("starting"):
+        from vidllm.eval.run import run_evaluation
+        from vidllm.eval.work import check_benchmarks, checked_data_root
+        from vidllm.train.initialise import is_untrained
+
+    check_benchmarks(benchmarks)
+    checked_data_root(data_root)
+    with progress("loading the model"):
+        processor = load_processor(name)
+        loaded = load_model(name, device)
+    if is_untrained(name):
+        say("notice: untrained weights: answers are random", style="yellow")
+    with watching() as move:
+        document = run_evaluation(
+            benchmarks,
+            (loaded, processor),
+            data_root,
+            out,
+            split=split,
+            geometry=geometry,
+            with_given_geometry=with_given_geometry,
+            num_frames=frames,
+            batch_size=batch_size,
+            limit_scenes=limit_scenes,
+            blind_root=blind_root,
+            num_train_rooms=train_rooms,
+            prompts=prompts,
+            model_name=name,
+            command=shlex.join(["vidllm", *sys.argv[1:]]),
+            progress=move,
+        )
+    for note in document["provenance"]["notes"]:
+        say(note)
+    if json:
+        write_json(document)
+        return
+    print_table(document)
+    say(f"wrote {out / 'results.json'}")

@@ -1,0 +1,105 @@
+"""Commands that train: `vidllm train joint` = `accelerate launch -m vidllm.train.joint`."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vidllm.cli_console import VidLLMCommands, say
+
+
+train = typer.Typer(
+    cls=VidLLMCommands,
+    help="Train by a recipe, on one or several processes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+def launch_command(module: str, num_processes: int | None, config_file: Path | None, cpu: bool) -> list[str]:
+    """The words that start a training module on every process.
+
+    Args:
+        module (`str`): What `python -m` takes.
+        num_processes (`int`, *optional*): Of this machine; by default what the config file says, else one per GPU, else one.
+        config_file (`Path`, *optional*): Of `accelerate config`, for several machines, FSDP or DeepSpeed.
+        cpu (`bool`): Whether GPUs are left alone.
+
+    Returns:
+        `list[str]`: to be followed by the module's own arguments.
+
+    Source:
+        Ours: `accelerate launch --cpu --num_processes 2` would silently run one process, so several are always asked for as several
+        devices; the module itself is told to leave GPUs alone.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    if config_file is not None:
+        command += ["--config_file", str(config_file)]
+        command += [] if num_processes is None else ["--num_processes", str(num_processes)]
+        return [*command, "-m", module]
+    if num_processes is None:
+        import torch
+
+        num_processes = 1 if cpu else max(1, torch.cuda.device_count())
+    several = ["--multi_gpu"] if num_processes > 1 else []
+    rest = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    # With several processes the launcher's own message would bury that of the module.
+    quiet = ["--quiet"] if num_processes == 1 else []
+    return [*command, *several, "--num_processes", str(num_processes), *rest, *quiet, "-m", module]
+
+
+@train.command()
+def joint(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="debug, nano, nano_lora or scannet.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run: new, empty, or to resume.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="FILE", exists=True, help="A JSONL file of own videos, instead of the recipe's data."
+        ),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-root", metavar="DIR", exists=True, help="Scenes and annotations of the recipe's benchmarks."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    num_processes: Annotated[
+        int | None, typer.Option("--num-processes", min=1, help="Default: one per GPU, or one.")
+    ] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config-file", metavar="FILE", help="Of `accelerate config`.", exists=True)
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
+) -> None:
+    """Train reconstruction, answers, captions and boxes together (stage 2).
+
+    The folder holds checkpoints, log.jsonl and, at the end, a model that `vidllm ask --model DIR` takes.
+    """
+    from vidllm.train.recipes import chosen_recipe
+    from vidllm.train.run_folder import checkpoint_to_resume
+
+    paths = {
+        name: None if path is None else str(path.expanduser()) for name, path in (("data", data), ("root", data_root))
+    }
+    # Checked here, so that a typo is one line and not the end of a launcher's report.
+    chosen_recipe(recipe, settings or [], paths["data"], paths["root"])
+    checkpoint_to_resume(out.expanduser(), resume)
+    arguments = [recipe, "--out", str(out.expanduser())]
+    for setting in settings or []:
+        arguments += ["--set", setting]
+    for name, path in (("--data", paths["data"]), ("--data-root", paths["root"])):
+        arguments += [] if path is None else [name, path]
+    arguments += ["--resume"] * resume + ["--cpu"] * cpu
+    command = launch_command("vidllm.train.joint", num_processes, config_file, cpu)
+    code = subprocess.run([*command, *arguments], check=False).returncode
+    if code:
+        raise typer.Exit(2)
+    say(f"wrote {out}")

@@ -57,8 +57,11 @@ def answer_baselines(train: Sequence[BlindItem], asked: Sequence[BlindItem]) -> 
     Source:
         Ours: what can be scored without looking is no sign of seeing.
     """
-    models = {"blind": BagOfWordsBaseline(thinned(train)), "majority": MajorityBaseline(train)}
-    return {name: [model.predict(item) for item in asked] for name, model in models.items()}
+    words, majority = BagOfWordsBaseline(thinned(train)), MajorityBaseline(train)
+    return {
+        "blind": [words.predict(item) for item in asked],
+        "majority": [majority.predict(item) for item in asked],
+    }
 
 
 def constant_box(facts: TrainFacts | None, boxes_annotation: np.ndarray) -> tuple[np.ndarray, str]:

@@ -219,7 +219,8 @@ class Predictor:
         room_from_world = scene.reconstruction.room_from_world[:1].double().cpu()
         annotation_from_world = torch.from_numpy(np.array(truth.annotation_from_world))[None]
         for sample, entry in zip(batch, best, strict=True):
-            record = {"id": _key(sample), "scene": sample.scene_id, "box_annotation": None, "box_room": None}
+            record: dict[str, Any] = {"id": _key(sample), "scene": sample.scene_id}
+            record.update(box_annotation=None, box_room=None)
             if entry is not None and bool(torch.isfinite(entry[0]).all()):
                 box = entry[0].double().cpu()[None, None]
                 carried = boxes_annotation_from_room(box, annotation_from_world, room_from_world)

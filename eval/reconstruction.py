@@ -63,15 +63,15 @@ def plain(reconstruction: VidLLMReconstruction, row: int = 0) -> PlainReconstruc
 
 
 def constant_reconstruction(truth: SceneTruth, depth_m: float) -> PlainReconstruction:
-    """What can be said without looking: the camera, held upright and level, moves evenly to its right without turning, and everything is
-    equally far from it.
+    """What can be said without looking: the camera moves evenly to its right, and everything is equally far from it.
 
     Args:
         truth (`SceneTruth`): Read for the number of frames, the size, and the intrinsics.
         depth_m (`float`): That distance along the optical axis, metres.
 
     Returns:
-        `PlainReconstruction`: unturned poses `CONSTANT_STEP_M` apart, constant depth, the room rotation that the model starts from.
+        `PlainReconstruction`: unturned poses `CONSTANT_STEP_M` apart, constant depth, and the room rotation that the model starts from (a
+        first camera held upright and level).
 
     Source:
         Ours: a camera that stood still would have no direction of motion, which counts as wrong everywhere, and be too easy to beat.

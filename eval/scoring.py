@@ -111,7 +111,7 @@ def _score_grounding(work: BenchmarkWork, records: Records, facts: TrainFacts | 
     """ScanRefer, with one box for all."""
     scored = Scored(score_boxes(work, [records[sample.official_id]["box_annotation"] for sample in work.samples]))
     box, how = constant_box(facts, np.stack([sample.boxes_annotation[0] for sample in work.samples]))
-    scored.baselines["constant"] = score_boxes(work, [box] * len(work.samples))
+    scored.baselines["constant"] = score_boxes(work, [box.tolist()] * len(work.samples))
     scored.notes.append(f"{work.name}: constant is {how}")
     return scored
 

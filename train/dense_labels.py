@@ -73,7 +73,7 @@ class RoomCollator(VidLLMCollator):
         super().__init__(processor, **settings)
         self._frames_of_scene: dict[str, SceneFrames] = {}
 
-    def __call__(self, scenes: Sequence[RoomScene]) -> dict[str, Any]:
+    def __call__(self, scenes: Sequence[Any]) -> dict[str, Any]:
         """Make a batch.
 
         Args:

@@ -151,7 +151,7 @@ def without_outliers(
         settings (`RegressionSettings`): Quantile and limits.
 
     Returns:
-        `tuple`: the values, cut off at `max_error` where there are enough of them, and the mask of what is left.
+        `tuple` of two `torch.Tensor` of shape `(V, ...)`: the values, cut off at `max_error` where there are enough of them; the mask of what is left.
 
     Source:
         Upstream: facebookresearch/vggt `filter_by_quantile`, `torch_quantile` (the nearest element). Ours: one quantile per video.

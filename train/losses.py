@@ -312,8 +312,9 @@ def _metric_depth_sum(
         images = [x.flatten(0, 2)[None] for x in images]
     else:
         images = [x.flatten(0, 1) for x in images]
-    known = images[2].flatten(1).any(1)
-    values = metric_depth_loss(*images, settings.metric_alpha, settings.metric_eps_m)
+    predicted, true, valid = images
+    known = valid.flatten(1).any(1)
+    values = metric_depth_loss(predicted, true, valid, settings.metric_alpha, settings.metric_eps_m)
     if settings.reduction == "vggt":
         return _sum_of(values, part.metric)
     shape = metric_depth_m.shape[:2]
@@ -379,7 +380,7 @@ def total_loss(
         counts (`Mapping[str, torch.Tensor]`, *optional*): What to divide by, of a whole step; by default the terms' own.
 
     Returns:
-        `torch.Tensor`: 0-dim float32.
+        `torch.Tensor` of shape `()`: float32.
 
     Source:
         Paper: eq. 8.

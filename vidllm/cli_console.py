@@ -80,11 +80,12 @@ def quiet_libraries(debug: bool = False) -> Iterator[None]:
 
 def _is_ours(filename: str) -> bool:
     """Whether a warning points into this package, installed or editable."""
+    import vidllm.eval
     import vidllm.modeling_vidllm
     import vidllm.processing
     import vidllm.train
 
-    packages = (vidllm, vidllm.modeling_vidllm, vidllm.processing, vidllm.train)
+    packages = (vidllm, vidllm.eval, vidllm.modeling_vidllm, vidllm.processing, vidllm.train)
     roots = {os.path.abspath(path) for package in packages for path in package.__path__}
     return os.path.dirname(os.path.abspath(filename)) in roots
 

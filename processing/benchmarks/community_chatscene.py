@@ -171,7 +171,7 @@ def _sample(
     if kind is not None and not 0 <= kind < len(LLAVA3D_SQA_TYPES):
         raise row.error("sqa_type", f"0 to {len(LLAVA3D_SQA_TYPES) - 1}")
     content, box, point = [{"type": "video"}, {"type": "text", "text": prompt}], None, None
-    messages = [{"role": "user", "content": content}]
+    messages: list[dict] = [{"role": "user", "content": content}]
     if task == "caption":
         asked = row.integer("pred_id")
         if OBJECT_TOKEN.findall(prompt) != [f"{asked:03}"]:

@@ -113,7 +113,7 @@ def test_the_constant_reconstruction_by_hand():
     poses = scores["vggt_i_inv_j"]
     assert poses["rra_30"] == 1
     assert poses["rta_30"] == pytest.approx(2 / 3)
-    # Up to the 10th degree one of three pairs is right, from there on two of three; nothing is said of the one that is 90 off.
+    # Below 10 degrees one pair of three is right, from there on two.
     assert poses["auc_30"] == pytest.approx((1 / 3 * 30 + 1 / 3 * 20) / 30, abs=0.02)
     no_depth = SceneTruth(cam_from_world, intrinsics, None, None)
     assert list(score_reconstruction(constant_reconstruction(no_depth, 1.0), no_depth)) == ["vggt_i_inv_j"]

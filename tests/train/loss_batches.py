@@ -28,7 +28,9 @@ def turned(generator, *shape, angle=0.5):
 def made_targets(sizes, generator):
     """True cameras and depth, metres; all videos have both and an annotation frame."""
     shape = (len(sizes), *map(max, zip(*sizes, strict=True)))
-    poses = to_homogeneous(turned(generator, *shape[:2], angle=0.2), 0.5 * torch.randn(*shape[:2], 3, generator=generator))
+    poses = to_homogeneous(
+        turned(generator, *shape[:2], angle=0.2), 0.5 * torch.randn(*shape[:2], 3, generator=generator)
+    )
     intrinsics = torch.eye(3).repeat(*shape[:2], 1, 1)
     depth_m = 1 + 2 * torch.rand(shape, generator=generator)
     depth_m[torch.rand(shape, generator=generator) < 0.05] = 0
@@ -74,7 +76,11 @@ def made_batch(config, seed=0):
     blocks = [[1, 0, 1], [], [0, 0, 0], [], [], []]
     most = max(map(len, blocks))
     boxes = torch.cat(
-        [torch.randn(len(prompts), most, 3, generator=generator), 0.3 + torch.rand(len(prompts), most, 3, generator=generator)], dim=-1
+        [
+            torch.randn(len(prompts), most, 3, generator=generator),
+            0.3 + torch.rand(len(prompts), most, 3, generator=generator),
+        ],
+        dim=-1,
     )
     targets["boxes_annotation"] = boxes
     targets["box_mask"] = torch.tensor([[i < len(row) for i in range(most)] for row in blocks])
@@ -139,7 +145,10 @@ def made_output(batch, config, seed=1, dtype=torch.float32):
         scene=scene,
         scene_index=batch["scene_index"],
         raw_reconstruction=VidLLMRawReconstruction(
-            **{name: leaves[name] for name in ("pose_encodings", "depth_relative", "depth_confidence", "room_from_world")}
+            **{
+                name: leaves[name]
+                for name in ("pose_encodings", "depth_relative", "depth_confidence", "room_from_world")
+            }
         ),
         metric_depth_m=leaves["metric_depth_m"],
         grounding=VidLLMGroundingOutput(

@@ -130,7 +130,10 @@ def slow_truth(depth_m, intrinsics, cam_from_world, normalise):
         w = float((1 + rot.trace()).clamp(min=0).sqrt() / 2)
         xyz = [float(rot[2, 1] - rot[1, 2]), float(rot[0, 2] - rot[2, 0]), float(rot[1, 0] - rot[0, 1])]
         assert w > 0.1, "the formula wants turns well below half a turn"
-        fov = [2 * math.atan(height / 2 / float(intrinsics[s, 1, 1])), 2 * math.atan(width / 2 / float(intrinsics[s, 0, 0]))]
+        fov = [
+            2 * math.atan(height / 2 / float(intrinsics[s, 1, 1])),
+            2 * math.atan(width / 2 / float(intrinsics[s, 0, 0])),
+        ]
         encodings.append([*(cam_from_first[:3, 3] / scale).tolist(), *[v / 4 / w for v in xyz], w, *fov])
     return {
         "encodings": torch.tensor(encodings, dtype=torch.float64),
@@ -154,7 +157,7 @@ def slow_camera(encodings, wanted, settings):
                 else:
                     errors.append(torch.sqrt(sum(part * part for part in parts)))
             if name == "translation":
-                errors = [error if error < settings.max_translation_error else error * 0 + 100 for error in errors]
+                errors = [error.clamp(max=settings.max_translation_error) for error in errors]
             total = total + settings.iteration_decay ** (iterations - 1 - i) * sum(errors) / len(errors)
         terms[f"camera_{name}"] = total / iterations
     return terms
@@ -195,7 +198,9 @@ def slow_differences(errors, confidence, settings):
                     here, there = grid[y][x], grid[y + dy][x + dx]
                     differences = [0.0] * 3
                     if here is not None and there is not None:
-                        differences = [(b - a).abs().clamp(max=settings.max_error) for a, b in zip(here, there, strict=True)]
+                        differences = [
+                            (b - a).abs().clamp(max=settings.max_error) for a, b in zip(here, there, strict=True)
+                        ]
                     if settings.gradient == "grad_conf":
                         channels = len(next(e for line in frame for e in line if e is not None))
                         c = confidence[s, (y + dy) * stride, (x + dx) * stride]
@@ -256,7 +261,7 @@ def slow_room(room_from_world, annotation_from_world):
     angles = [
         torch.arccos(((room_from_world.T @ heading).trace() - 1) / 2) for heading in headings_of(annotation_from_world)
     ]
-    return min(angles, key=float)
+    return min(angles, key=lambda angle: angle.item())
 
 
 # ---- language and boxes
@@ -294,7 +299,9 @@ def slow_boxes_of_loc(output, batch, q, block):
     traces = [float((room.T @ heading).trace()) for heading in headings_of(annotation)]
     swapped = traces.index(max(traces)) % 2 == 1
     boxes = []
-    for box, real, where in zip(targets["boxes_annotation"][q].double(), targets["box_mask"][q], targets["box_block"][q], strict=True):
+    for box, real, where in zip(
+        targets["boxes_annotation"][q].double(), targets["box_mask"][q], targets["box_block"][q], strict=True
+    ):
         if not real or int(where) != block:
             continue
         centre = annotation[:3, :3].T @ (box[:3] - annotation[:3, 3])
@@ -317,7 +324,7 @@ def slow_grounding(output, batch, config, settings):
             queries = [t for t, real in enumerate(found.query_mask[row].tolist()) if real]
             logits = {t: found.match_logits[row, t] for t in queries}
             logits["none"] = found.no_target_logit[row]
-            most = max(float(value) for value in logits.values())
+            most = max(value.item() for value in logits.values())
             normaliser = torch.log(sum(torch.exp(value - most) for value in logits.values())) + most
             layers = found.boxes_per_layer[row]
             if batch["targets"]["boxes_known"][q]:
@@ -338,13 +345,13 @@ def slow_grounding(output, batch, config, settings):
 
 def _best_pairs(boxes, last, queries, logits, normaliser, settings):
     """Pairs (box, query) of the cheapest assignment of all; as many boxes as there are queries for."""
-    cost = {
-        (b, t): settings.match_cost_l1 * float((last[t] - box).abs().sum())
-        + settings.match_cost_diou * (1 - float(slow_diou(last[t], box)))
-        - settings.match_cost_score * math.exp(float(logits[t] - normaliser))
-        for b, box in enumerate(boxes)
-        for t in queries
-    }
+
+    def cost_of(box, t):
+        l1, far = (last[t] - box).abs().sum().item(), 1 - slow_diou(last[t], box).item()
+        score = math.exp((logits[t] - normaliser).item())
+        return settings.match_cost_l1 * l1 + settings.match_cost_diou * far - settings.match_cost_score * score
+
+    cost = {(b, t): cost_of(box, t) for b, box in enumerate(boxes) for t in queries}
     number = min(len(boxes), len(queries))
     candidates = [
         list(zip(chosen, order, strict=True))

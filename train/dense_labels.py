@@ -19,7 +19,7 @@ from vidllm.processing.benchmarks.frames import SceneFrames
 from vidllm.processing.samples import Sample
 from vidllm.processing.video_reading_vidllm import VidLLMInputError
 from vidllm.train.collator import IGNORED_LABEL, VidLLMCollator
-from vidllm.train.room_source import BACKGROUND, CATEGORY_NAMES, COLOUR_NAMES, RoomScene
+from vidllm.train.room_source import BACKGROUND, CATEGORY_NAMES, COLOUR_NAMES
 
 
 # One class more than there are categories: walls, floor, ceiling.

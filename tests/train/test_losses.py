@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_config
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from vidllm.modeling_vidllm.geometry_vidllm import pose_encoding_from_cameras, to_homogeneous
@@ -624,6 +625,33 @@ def test_one_video_of_one_frame(config):
     terms = joint_loss_terms(of_it, single, config, JointLossSettings())
     assert all(value.isfinite() for value, _ in terms.values())
     assert terms["camera_fov"][1] == 1
+
+
+class NobodyAsks(TorchDispatchMode):
+    """Refuses operations whose result the host must know before it goes on, for which a GPU would be waited for."""
+
+    ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "bincount")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        assert not by_mask, f"{name} with a mask"
+        assert not name.startswith(self.ASKING), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("reduction", ["sample", "vggt"])
+def test_the_device_is_never_waited_for(config, reduction):
+    batch, settings = made_batch(config), JointLossSettings(reduction=reduction)
+    output, leaves = made_output(batch, config)
+    with NobodyAsks():
+        terms = joint_loss_terms(output, batch, config, settings)
+        joint_loss_counts(batch, config, settings)
+        torch.autograd.grad(total_loss(terms, settings), list(leaves.values()))
+    with NobodyAsks(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        float(output.logits.sum())
 
 
 # ---------------------------------------------------------------------- language and boxes

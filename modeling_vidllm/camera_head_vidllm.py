@@ -79,6 +79,17 @@ class VidLLMCameraHead(nn.Module):
         self.trunk_norm = nn.LayerNorm(dim, eps=1e-5)
         self.pose_branch = VidLLMMlp(dim, dim // 2, POSE_SIZE)
 
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """A fresh head says: no turn, one radian of view.
+
+        Ours: at a quaternion of length 0 gradients explode, and a field of view that its ReLU cuts off at the start may never come back.
+        """
+        start = torch.zeros(POSE_SIZE)
+        # the iterations' deltas add up
+        start[6:] = 1.0 / self.num_iterations
+        init.copy_(self.pose_branch.fc2.bias, start)
+
     def forward(self, camera_tokens: torch.Tensor) -> torch.Tensor:
         """Refine the poses of all frames together.
 

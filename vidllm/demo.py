@@ -304,13 +304,14 @@ def run_demo(
     from vidllm.processing.export import check_export
 
     start = time.perf_counter()
-    out_dir = check_export(out_dir)
     if model is None and not is_shipped():
+        out_dir = check_export(out_dir)
         show(NOT_SHIPPED)
         model = make_stand_in(out_dir)
     name = str(shipped_folder()) if model is None else check_model(model)
     source = clip_folder(model)
     truth = read_truth(source)
+    out_dir = check_export(out_dir)
     untrained = os.path.isdir(name) and is_untrained(name)
     if untrained:
         show(UNTRAINED)

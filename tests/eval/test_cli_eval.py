@@ -1,6 +1,7 @@
 """`vidllm eval`: the table, the JSON document, and one line for each kind of bad input."""
 
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -20,7 +21,8 @@ def arguments(model_dir, rooms_root):
     return ["--model", model_dir, "--data-root", rooms_root, "--frames", 3, "--train-rooms", 2]
 
 
-def test_table_and_document(arguments, tmp_path):
+def test_table_and_document(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["anywhere/vidllm", "eval", "scanqa", "my rooms"])
     asked = ["eval", "scanqa", "reconstruction", *arguments, "--out", tmp_path, "--limit-scenes", 1]
     result = run(*asked)
     assert result.exit_code == 0, result.stderr
@@ -35,7 +37,7 @@ def test_table_and_document(arguments, tmp_path):
     assert sum("abs_rel" in line for line in rows) == 4
     assert "untrained weights" in result.stderr
     assert "only the first 1 of 3 scenes" in result.stderr
-    assert document["provenance"]["command"].startswith("vidllm ")
+    assert document["provenance"]["command"] == "vidllm eval scanqa 'my rooms'"
     # Nothing is left to do the second time.
     again = run(*asked, "--json")
     assert again.exit_code == 0, again.stderr

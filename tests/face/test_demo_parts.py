@@ -131,11 +131,16 @@ def test_another_model_is_shown_the_shipped_clip(folder, tmp_path, monkeypatch):
     assert demo_truth.clip_folder(folder) == folder
 
 
-def test_an_installation_without_the_model_says_so(folder, tmp_path, monkeypatch):
+def test_an_installation_that_lacks_parts_of_the_model_says_so(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_truth, "files", lambda package: folder.parent)
     monkeypatch.setattr(demo_truth, "MODEL_NAME", "shipped")
     assert demo_truth.shipped_folder() == folder
     monkeypatch.setattr(demo_truth, "MODEL_NAME", "absent")
+    assert not demo_truth.is_shipped()
+    (tmp_path / "partial").mkdir()
+    monkeypatch.setattr(demo_truth, "files", lambda package: tmp_path)
+    monkeypatch.setattr(demo_truth, "MODEL_NAME", "partial")
+    assert demo_truth.is_shipped()
     result = run("--out", tmp_path / "out")
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -146,7 +151,9 @@ def test_an_installation_without_the_model_says_so(folder, tmp_path, monkeypatch
         raise ModuleNotFoundError("none", name=package)
 
     monkeypatch.setattr(demo_truth, "files", no_package)
-    assert "missing in this installation: no package vidllm.model_cards" in run("--out", tmp_path / "out").stderr
+    assert not demo_truth.is_shipped()
+    with pytest.raises(ValueError, match=r"missing in this installation: no package vidllm\.model_cards"):
+        demo_truth.shipped_folder()
     assert not (tmp_path / "out").exists()
 
 

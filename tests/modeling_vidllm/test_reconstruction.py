@@ -342,6 +342,17 @@ def test_a_fresh_room_head_gives_the_start_rotation_and_learns():
     assert head.mlp.fc2.bias.grad.abs().max() > 0
 
 
+@torch.no_grad()
+def test_a_fresh_camera_head_looks_ahead_with_an_open_eye():
+    head = draw(VidLLMCameraHead(tiny_config(num_camera_iterations=3)), scale=0.02)
+    fresh(head)
+    encodings = head(torch.randn(2, 4, 2 * WIDTH))
+    wanted = torch.tensor([0.0, 0, 0, 0, 0, 0, 1, 1, 1])
+    # The iterations add up to it; none starts where a gradient is infinite or gone.
+    torch.testing.assert_close(encodings[:, -1], wanted.expand(2, 4, 9), rtol=0, atol=0.1)
+    assert encodings[..., 6:].min() > 0.2
+
+
 # ---------------------------------------------------------------- dense head
 
 

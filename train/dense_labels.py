@@ -1,11 +1,12 @@
 """What stands where in the pictures, as a training signal for the language stream: category and colour of each patch.
 
-Only procedural rooms know it for every pixel. A small model that is trained from scratch learns from it what things look like long before
-it could learn that from answers.
+Only procedural rooms know it for every pixel. A small model that is trained from scratch is told directly what things look like, which the few
+words of an answer tell only in a roundabout way.
 
 Shapes: B videos, S frames, H W pixels, h w patch grid, P = h * w patches, C encoder width.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -114,8 +115,8 @@ class RoomCollator(VidLLMCollator):
 
 def _renamed(sample: Sample, scene_id: str) -> Sample:
     """The same sample of a scene of another name."""
-    renamed = object.__new__(Sample)
-    renamed.__dict__.update({**sample.__dict__, "scene_id": scene_id})
+    renamed = copy.copy(sample)
+    object.__setattr__(renamed, "scene_id", scene_id)
     return renamed
 
 
@@ -150,7 +151,7 @@ class DenseLabels:
         strength (`float`): Weight of both terms, all through the run.
 
     Source:
-        Ours: perception is what a model trained from scratch on small pictures lacks longest.
+        Ours: what a model trained from scratch on small pictures lacks first is perception.
     """
 
     strength: float = 1.0

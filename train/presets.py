@@ -190,7 +190,7 @@ _PRESETS = (
             "num_bridge_tokens": 16,
             "num_reconstruction_layers": 3,
             "num_reconstruction_heads": 3,
-            # trained from scratch: with VGGT's 0.01 the blocks would stay silent for most of a short run
+            # trained from scratch, in few steps: VGGT's 0.01 lets the blocks speak only after many
             "reconstruction_layer_scale": 0.1,
             "num_camera_layers": 1,
             "num_camera_heads": 6,

@@ -415,7 +415,7 @@ class RoomMakers:
         if self.source.settings.makers:
             settings = json.dumps(asdict(self.source.settings))
             command = [sys.executable, "-m", "vidllm.train.room_source", settings, str(self.source.cache_dir)]
-            # One thread each: libraries that take all cores per process make sixteen makers slower than one.
+            # One thread each: where every process starts a thread per core, they mostly wait for one another.
             threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             self.process = subprocess.Popen([*command, "--caller", str(os.getpid())], env={**os.environ, **threads})
         return self

@@ -34,6 +34,7 @@ from .ragged_vidllm import group_rows_by_size, ragged_masks, scatter_rows
 from .reconstruction_vidllm import VidLLMReconstructor
 from .scene_tokens_vidllm import VidLLMPointEmbedding, VidLLMSceneTokens, relative_point_scale
 from .scene_vidllm import VidLLMReconstruction, VidLLMScene
+from .shared_prefix_vidllm import check_prefix_arguments, shared_prefix
 
 
 AUTO_MAP = {
@@ -386,6 +387,7 @@ class VidLLMModel(VidLLMPreTrainedModel):
         output_scene_tokens: bool = True,
         output_grounding: bool = True,
         output_adapter_tokens: bool = False,
+        share_prefix: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VidLLMModelOutput:
         """From pixels and prompts to hidden states, geometry and boxes.
@@ -413,6 +415,8 @@ class VidLLMModel(VidLLMPreTrainedModel):
             output_scene_tokens (`bool`): False stops after the reconstruction.
             output_grounding (`bool`): False skips the grounding decoder.
             output_adapter_tokens (`bool`): True returns both streams of the adapter, for losses on them.
+            share_prefix (`bool`): True lets the prompts of a video share what they begin with, scene tokens included: the same hidden states for
+                a fraction of the work. Without cache, for prompts padded on the right.
             kwargs: Passed to the language model (`output_hidden_states`, `output_attentions`, ...).
 
         Returns:
@@ -445,6 +449,11 @@ class VidLLMModel(VidLLMPreTrainedModel):
                 raise ValueError("forward: wanted input_ids, inputs_embeds or pixel_values_videos; got none of them")
             return output
 
+        plan = None
+        if share_prefix:
+            check_prefix_arguments(self.language_model, input_ids, attention_mask, position_ids, use_cache, kwargs)
+            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            plan = shared_prefix(input_ids, attention_mask, scene, scene_index, self.config.coord_token_id)
         if input_ids is not None:
             past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
             if scene is not None:
@@ -481,14 +490,24 @@ class VidLLMModel(VidLLMPreTrainedModel):
         if position_ids is None and is_token_mask(attention_mask):
             position_ids = position_ids_from_mask(attention_mask)[:, -inputs_embeds.shape[1] :]
 
-        decoded = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        if plan is not None:
+            decoded = self.language_model(
+                inputs_embeds=plan.pack(inputs_embeds),
+                attention_mask=plan.language_mask(attention_mask, self.language_model, inputs_embeds.dtype),
+                position_ids=plan.position_ids(attention_mask),
+                use_cache=False,
+                **kwargs,
+            )
+            decoded.last_hidden_state = plan.unpack(decoded.last_hidden_state)
+        else:
+            decoded = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
         output.last_hidden_state = decoded.last_hidden_state
         output.past_key_values = decoded.past_key_values
         output.hidden_states = decoded.hidden_states
@@ -649,6 +668,7 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
         output_scene_tokens: bool = True,
         output_grounding: bool = True,
         output_adapter_tokens: bool = False,
+        share_prefix: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> VidLLMOutput:
@@ -676,6 +696,8 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
             output_scene_tokens (`bool`): False stops after the reconstruction.
             output_grounding (`bool`): False skips the grounding decoder.
             output_adapter_tokens (`bool`): True returns both streams of the adapter, for losses on them.
+            share_prefix (`bool`): True lets the prompts of a video share what they begin with, scene tokens included: the same hidden states for
+                a fraction of the work. Without cache, for prompts padded on the right.
             logits_to_keep (`int` or `torch.Tensor` of shape `(kept,)`, int64): Last positions for which logits are computed, 0 = all; or
                 their indices.
             kwargs: transformers' own (`output_hidden_states`, `num_items_in_batch`, ...); anything else is refused.
@@ -713,6 +735,7 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
             output_scene_tokens=output_scene_tokens,
             output_grounding=output_grounding,
             output_adapter_tokens=output_adapter_tokens,
+            share_prefix=share_prefix,
             return_dict=True,
             **kwargs,
         )

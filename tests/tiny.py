@@ -108,8 +108,8 @@ def tiny_videos(sizes=None, seed: int = 0):
     return pixels, torch.tensor(sizes)
 
 
-def tiny_prompts(config, tails, heads=None, pad_id: int = 0):
-    """Left-padded prompts [head | N placeholders | tail]: ids `(Q, L)` and mask; a tail or head is a list of ids; head None = no video."""
+def tiny_prompts(config, tails, heads=None, pad_id: int = 0, side: str = "left"):
+    """Prompts padded on one side, [head | N placeholders | tail]: ids `(Q, L)` and mask; a tail or head is a list of ids; head None = no video."""
     heads = heads or [[5, 6]] * len(tails)
     rows = []
     for head, tail in zip(heads, tails, strict=True):
@@ -119,6 +119,7 @@ def tiny_prompts(config, tails, heads=None, pad_id: int = 0):
     ids = torch.full((len(rows), length), pad_id)
     mask = torch.zeros_like(ids)
     for row, tokens in enumerate(rows):
-        ids[row, length - len(tokens) :] = torch.tensor(tokens)
-        mask[row, length - len(tokens) :] = 1
+        start = length - len(tokens) if side == "left" else 0
+        ids[row, start : start + len(tokens)] = torch.tensor(tokens)
+        mask[row, start : start + len(tokens)] = 1
     return ids, mask

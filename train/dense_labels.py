@@ -20,6 +20,7 @@ from vidllm.processing.benchmarks.frames import SceneFrames
 from vidllm.processing.samples import Sample
 from vidllm.processing.video_reading_vidllm import VidLLMInputError
 from vidllm.train.collator import IGNORED_LABEL, VidLLMCollator
+from vidllm.train.dense_matching import patch_matches
 from vidllm.train.room_source import BACKGROUND, CATEGORY_NAMES, COLOUR_NAMES
 
 
@@ -60,7 +61,9 @@ def patch_labels(instance: np.ndarray, object_labels: np.ndarray, patch_size: in
 
 
 class RoomCollator(VidLLMCollator):
-    """Batches of `RoomScene`s: as `VidLLMCollator`, with `targets["patch_labels"]` `(B, S, P, 2)`, int64, see `patch_labels`.
+    """Batches of `RoomScene`s: as `VidLLMCollator`, with labels of patches in `targets`.
+
+    `patch_labels` `(B, S, P, 2)` and `patch_matches` `(B, S, S, P)`, int64, are what the functions of these names return.
 
     Args:
         processor (`VidLLMProcessor`): Of the model.
@@ -105,7 +108,14 @@ class RoomCollator(VidLLMCollator):
             raise VidLLMInputError(
                 f"rooms: wanted pictures of the size that the model sees, {tuple(wanted)} (height, width); got {tuple(got)}"
             )
-        batch["targets"]["patch_labels"] = torch.from_numpy(np.stack(labels))
+        targets = batch["targets"]
+        targets["patch_labels"] = torch.from_numpy(np.stack(labels))
+        targets["patch_matches"] = patch_matches(
+            targets["depth_m"],
+            targets["intrinsics_px"],
+            targets["cam_from_world"],
+            self.processor.video_processor.patch_size,
+        )
         return batch
 
     def _frames(self, sample: Sample) -> SceneFrames:

@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.processing.video_processing_vidllm import VidLLMVideoProcessor
+from vidllm.train.fresh_weights import draw_for_training_from_nothing
 from vidllm.train.presets import VidLLMPreset, preset
 from vidllm.train.tokenizer import add_vidllm_tokens, byte_level_tokenizer
 
@@ -221,6 +222,8 @@ def build_untrained(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VidLLMForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
+        if recipe.from_nothing:
+            draw_for_training_from_nothing(model)
     _cast(model, dtype)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id,

@@ -31,6 +31,7 @@ from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneratio
 from vidllm.processing.benchmarks.load import load_benchmark
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.train.dense_labels import DenseLabels, RoomCollator
+from vidllm.train.dense_matching import DenseMatching
 from vidllm.train.initialise import build_untrained
 from vidllm.train.joint_trainer import LossPlugin, VidLLMJointTrainer
 from vidllm.train.lora import add_lora, save_and_merge
@@ -128,7 +129,11 @@ def joint_data(
         collator = RoomCollator(processor, **settings)
         source = RoomSource(chosen.rooms, chosen.rooms_cache or out_dir / "rooms")
         visits = RoomScenes(source, num_visits, collator.num_frames, chosen.prompts_per_scene, seed=chosen.seed)
-        plugins = (DenseLabels(chosen.dense_labels),) if chosen.dense_labels else ()
+        plugins: tuple[LossPlugin, ...] = ()
+        if chosen.dense_labels:
+            plugins += (DenseLabels(chosen.dense_labels),)
+        if chosen.dense_matching:
+            plugins += (DenseMatching(chosen.dense_matching),)
         makers = RoomMakers(source) if PartialState().is_local_main_process else contextlib.nullcontext()
         with makers:
             yield JointData(visits, collator, True, True, plugins, {})

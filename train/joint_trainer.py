@@ -173,6 +173,7 @@ class VidLLMJointTrainer(Trainer):
             # The Trainer writes False into the config, which would be saved with it.
             config.__dict__.pop("use_cache", None)
         self.model_config = config
+        self._language_attention = base_model(model).model.language_model.config._attn_implementation
         self.losses = losses or JointLossSettings()
         self.given_geometry = given_geometry or GeometryMixing(start=0.0, end=0.0)
         self.plugins = list(plugins)
@@ -287,7 +288,7 @@ class VidLLMJointTrainer(Trainer):
 
         Source:
             Ours: scene tokens come before everything that is learned, and their logits would take most of the memory. Without points the
-            batch gets some that are none, so that their embedding takes part in every step.
+            batch gets some that are none, so that their embedding takes part in every step. Prompts of a video share its tokens in one row.
         """
         own = ("labels", _GIVEN_MASK, _FIRST_LOGIT)
         inputs = {name: value for name, value in model_inputs(batch).items() if name not in own}
@@ -300,6 +301,8 @@ class VidLLMJointTrainer(Trainer):
             inputs["geometry"]["mask"] = batch[_GIVEN_MASK]
         for plugin in self.plugins:
             inputs.update(plugin.forward_kwargs)
+        # Flash attention takes no mask of its own making.
+        inputs["share_prefix"] = self._language_attention in ("sdpa", "eager")
         first = batch[_FIRST_LOGIT] if _FIRST_LOGIT in batch else first_logit(batch["labels"])
         return {**inputs, "use_cache": False, "logits_to_keep": batch["labels"].shape[1] - first}, first
 

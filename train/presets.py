@@ -33,6 +33,7 @@ class VidLLMPreset:
         merges (`str`, *optional*): File of merges of an untrained folder's tokenizer, see `byte_level_tokenizer`; None: bytes alone.
         keeps_vocabulary (`bool`): True: an untrained folder keeps the language model's vocabulary size although its byte-level
             tokenizer uses few of the rows; False: it is cut to the tokenizer.
+        from_nothing (`bool`): True: an untrained folder gets first values of unit gain, see `draw_for_training_from_nothing`.
         image_mean (`tuple` of `float`): Per channel, of pixels in 0..1.
         image_std (`tuple` of `float`): Per channel.
 
@@ -50,6 +51,7 @@ class VidLLMPreset:
     chat_template_family: str = "chatml"
     merges: str | None = None
     keeps_vocabulary: bool = False
+    from_nothing: bool = False
     image_mean: tuple[float, float, float] = field(default=IMAGENET_MEAN)
     image_std: tuple[float, float, float] = field(default=IMAGENET_STD)
 
@@ -157,7 +159,7 @@ _PRESETS = (
     ),
     VidLLMPreset(
         name="vidllm-nano",
-        description="CPU: small ViT with 8-pixel patches, 3 reconstruction pairs, small Qwen3-type decoder, own tokenizer",
+        description="CPU: small ViT with 16-pixel patches, 3 reconstruction pairs, small Qwen3-type decoder, own tokenizer",
         vision_config={
             "model_type": "dinov2_with_registers",
             "hidden_size": 192,
@@ -165,7 +167,7 @@ _PRESETS = (
             "num_attention_heads": 3,
             "mlp_ratio": 3,
             "image_size": 96,
-            "patch_size": 8,
+            "patch_size": 16,
             "num_register_tokens": 4,
             "layer_norm_eps": 1e-6,
         },
@@ -190,15 +192,16 @@ _PRESETS = (
             "num_bridge_tokens": 16,
             "num_reconstruction_layers": 3,
             "num_reconstruction_heads": 3,
-            # trained from scratch, in few steps: VGGT's 0.01 lets the blocks speak only after many
-            "reconstruction_layer_scale": 0.1,
+            # trained from nothing, in few steps: VGGT's 0.01 lets the blocks speak only after many
+            "reconstruction_layer_scale": 1.0,
             "num_camera_layers": 1,
+            "num_camera_iterations": 1,
             "num_camera_heads": 6,
-            "dense_head_channels": [32, 48, 64, 64],
-            "dense_head_features": 48,
+            "dense_head_channels": [32, 32, 32, 32],
+            "dense_head_features": 32,
             "metric_decoder_features": 48,
-            "num_depth_bins": 64,
-            "num_scene_tokens": 192,
+            "num_depth_bins": 32,
+            "num_scene_tokens": 128,
             "encoder_frame_chunk": 128,
             "dense_frame_chunk": 128,
             "position_hidden_size": 192,
@@ -207,10 +210,11 @@ _PRESETS = (
             "num_grounding_queries": 64,
             "grounding_neighbors": [8, 16, 32],
         },
-        num_frames=8,
+        num_frames=4,
         shortest_edge=96,
         # learned by `learn_merges(room_texts(seed=3, count=60), 762)`: every word of the rooms is one token
         merges="nano_merges.json",
+        from_nothing=True,
     ),
     VidLLMPreset(
         name="vidllm-tiny",

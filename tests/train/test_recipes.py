@@ -109,6 +109,7 @@ def test_wrong_values(setting, message):
         ("debug", ["data_root=/data"], "debug: wanted rooms or files to read; got both"),
         ("debug", ["rooms=none", "data_root=/data"], "wanted a data root and benchmarks of it, or neither"),
         ("debug", ["rooms=none", "data=x.jsonl", "dense_labels=1"], "wanted rooms for dense_labels"),
+        ("debug", ["rooms=none", "data=x.jsonl", "dense_matching=1"], "wanted rooms for dense_matching"),
         ("debug", ["model=some/where", "lora=default"], "wanted freeze_encoder with lora"),
         ("debug", ["weights_dtype=bfloat16"], "wanted precision bfloat16, as the weights; got float32"),
     ],

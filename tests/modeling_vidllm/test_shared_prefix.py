@@ -1,0 +1,137 @@
+"""Prompts of a video that share what they begin with: the same hidden states, gradients and boxes as prompts that run alone."""
+
+import pytest
+import torch
+from tiny import RAGGED_SIZES, tiny_model, tiny_prompts, tiny_videos
+
+from vidllm.modeling_vidllm.scene_vidllm import VidLLMScene
+from vidllm.modeling_vidllm.shared_prefix_vidllm import shared_prefix
+
+
+COORD, LOC, VIDEO = 291, 292, 290
+INDEX = torch.tensor([1, 0, 1, -1, 1])
+TAILS = [[7, 8, LOC, 9], [10, LOC], [7, 8, 12, 14, 15], [20, 21, 22], [7, COORD, 11]]
+HEADS = [[5, 6], [5, 6], [5, 6], None, [5, 6]]
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def model(request):
+    model = tiny_model()
+    model.set_attn_implementation(request.param)
+    return model
+
+
+def scenes(count):
+    return VidLLMScene(tokens=torch.zeros(count, 3, 0), mask=torch.ones(count, 3, dtype=torch.bool))
+
+
+def inputs_of(config, tails=TAILS):
+    pixels, sizes = tiny_videos(RAGGED_SIZES[:2])
+    ids, mask = tiny_prompts(config, tails, heads=HEADS, side="right")
+    points = torch.arange(len(tails) * 3).reshape(-1, 1, 3) / 10.0
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "pixel_values_videos": pixels,
+        "video_size_shw": sizes,
+        "scene_index": INDEX[: len(tails)],
+        "coord_points_world": points,
+        "coord_mask": (ids == COORD).any(dim=1, keepdim=True),
+    }
+
+
+def counted(model, inputs):
+    """Columns whose outputs mean something: no padding, no empty slot."""
+    scene = model.encode_scene(inputs["pixel_values_videos"], inputs["video_size_shw"])
+    keep = inputs["attention_mask"].bool()
+    for row, which in enumerate(inputs["scene_index"].tolist()):
+        if which >= 0:
+            keep[row, inputs["input_ids"][row] == VIDEO] = scene.mask[which]
+    return keep
+
+
+def test_logits_boxes_and_gradients_equal_those_of_prompts_that_run_alone(model):
+    inputs = inputs_of(model.config)
+    keep = counted(model, inputs)
+    found = []
+    for share in (False, True):
+        model.zero_grad()
+        output = model(**inputs, share_prefix=share)
+        loss = output.logits[keep].square().sum() + output.grounding.boxes.square().sum()
+        loss.backward()
+        found.append((output, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    (alone, alone_grads), (shared, shared_grads) = found
+    torch.testing.assert_close(shared.logits[keep], alone.logits[keep], atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(shared.grounding.boxes, alone.grounding.boxes, atol=2e-5, rtol=2e-5)
+    assert torch.equal(shared.loc_index, alone.loc_index)
+    assert shared_grads.keys() == alone_grads.keys()
+    largest = max(grad.abs().max() for grad in alone_grads.values())  # a key's bias has none but rounding
+    for name, grad in alone_grads.items():
+        assert (shared_grads[name] - grad).abs().max() <= 1e-4 * grad.abs().max() + 1e-6 * largest, name
+
+
+def test_the_language_model_reads_the_scene_once_per_video(model):
+    """Not only the same result: the row of three prompts is as long as one beginning and three rests."""
+    inputs, seen = inputs_of(model.config), []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    with torch.no_grad():
+        model(**inputs, share_prefix=True)
+    hook.remove()
+    slots = model.config.num_scene_tokens
+    # 7 begins two of the three rests, but not the third prompt's point: shared are two ids, the slots and that 7
+    assert seen == [(3, 2 + slots + 1 + 3 + 4 + 2)]
+
+
+def test_plan_by_hand():
+    """Two prompts of one scene, one of another, one without; 8 is shared, what follows is not."""
+    ids = torch.tensor([[8, 1, 2, 0], [8, 3, 0, 0], [8, 4, 5, 6], [9, 9, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
+    plan = shared_prefix(ids, mask, scenes(2), torch.tensor([0, 0, 1, -1]), COORD)
+    assert plan.pack(ids).tolist()[0] == [8, 1, 2, 3]
+    assert plan.segment.tolist() == [[0, 1, 1, 2], [0, 0, 0, 1], [0, 1, -1, -1]]
+    assert plan.position_ids(mask).tolist()[0] == [0, 1, 2, 1]
+    assert plan.visible(mask)[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
+    real = mask.bool()
+    assert torch.equal(plan.unpack(plan.pack(ids))[real], ids[real])
+
+
+def test_nothing_is_shared_from_a_point_on():
+    """The same ids can mean different places."""
+    ids = torch.tensor([[8, COORD, 2, 3], [8, COORD, 2, 4]])
+    plan = shared_prefix(ids, torch.ones_like(ids), scenes(1), torch.tensor([0, 0]), COORD)
+    assert plan.segment.tolist() == [[0, 1, 1, 1, 2, 2, 2]]
+
+
+def test_equal_prompts_keep_a_token_each():
+    ids = torch.tensor([[8, 1, 2], [8, 1, 2]])
+    plan = shared_prefix(ids, torch.ones_like(ids), scenes(1), torch.tensor([0, 0]), COORD)
+    assert plan.pack(ids).tolist() == [[8, 1, 2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_cache": True}, "without a cache"),
+        ({"output_hidden_states": True}, "output_hidden_states"),
+        ({"attention_mask": torch.ones(5, 1, 4, 4)}, "attention mask of shape"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(model, change, message):
+    with pytest.raises(ValueError, match=message):
+        model(**{**inputs_of(model.config), **change}, share_prefix=True)
+
+
+def test_padding_on_the_left_is_refused(model):
+    inputs = inputs_of(model.config)
+    ids, mask = tiny_prompts(model.config, TAILS, heads=HEADS)
+    with pytest.raises(ValueError, match="padded on the right"):
+        model(**{**inputs, "input_ids": ids, "attention_mask": mask}, share_prefix=True)
+
+
+def test_text_alone(model):
+    ids = torch.tensor([[5, 6, 7], [5, 6, 8]])
+    with torch.no_grad():
+        shared, alone = model(input_ids=ids, share_prefix=True).logits, model(input_ids=ids).logits
+    torch.testing.assert_close(shared, alone, atol=2e-5, rtol=2e-5)

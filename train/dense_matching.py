@@ -1,0 +1,151 @@
+"""Which patches of two frames see the same place, as a training signal for the geometry stream.
+
+The blocks over all frames find a camera's motion by looking for the same thing in other frames. The cameras alone teach that very slowly: before
+anything is found, they say nothing about how to look. True depth and cameras say directly which patches belong together.
+
+Shapes: B videos, S frames, H W pixels, h w patch grid, P = h * w patches, C encoder width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
+from vidllm.modeling_vidllm.geometry_vidllm import project_points, unproject_depth
+from vidllm.modeling_vidllm.outputs_vidllm import VidLLMOutput
+from vidllm.train.collator import IGNORED_LABEL
+
+
+# A place is seen by another frame if its depth there is that of the picture, within this share.
+DEPTH_TOLERANCE = 0.05
+_CODE_SEED = 21
+
+
+def patch_matches(
+    depth_m: torch.Tensor, intrinsics_px: torch.Tensor, cam_from_world: torch.Tensor, patch_size: int
+) -> torch.Tensor:
+    """Where the middle of each patch is seen in every other frame.
+
+    Args:
+        depth_m (`torch.Tensor` of shape `(B, S, H, W)`): True depth, 0 = unknown; sides are multiples of the patch size.
+        intrinsics_px (`torch.Tensor` of shape `(B, S, 3, 3)`): Of these pictures.
+        cam_from_world (`torch.Tensor` of shape `(B, S, 4, 4)`): Metres.
+        patch_size (`int`): Edge of a patch, pixels.
+
+    Returns:
+        `torch.Tensor` of shape `(B, S, S, P)`, int64: `[b, i, j, p]` is the patch of frame j that sees the middle of patch p of frame i;
+        `IGNORED_LABEL` where it is hidden, outside, of unknown depth, or i = j.
+
+    Source:
+        Ours.
+    """
+    frames, height, width = depth_m.shape[1:]
+    columns, half = width // patch_size, patch_size // 2
+    middle = (..., slice(half, None, patch_size), slice(half, None, patch_size))
+    points_world = unproject_depth(depth_m, intrinsics_px, cam_from_world)[:, :, middle[1], middle[2]].flatten(2, 3)
+    known = (depth_m[middle] > 0).flatten(2)  # (B, S, P)
+    # (B, S, P, 3) -> (B, S of the points, S of the pictures, P, 3)
+    points = points_world[:, :, None].expand(-1, -1, frames, -1, -1)
+    pixels, depth_there = project_points(
+        points,
+        intrinsics_px[:, None].expand(-1, frames, -1, -1, -1),
+        cam_from_world[:, None].expand(-1, frames, -1, -1, -1),
+    )
+    # at depth 0 a projection is not finite
+    pixels = torch.nan_to_num(pixels, nan=-1e6, posinf=-1e6, neginf=-1e6).clamp(-1e6, 1e6).round().long()
+    u, v = pixels.unbind(-1)
+    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (depth_there > 0)
+    u, v = u.clamp(0, width - 1), v.clamp(0, height - 1)
+    # (B, S pictures, H * W) -> (B, S points, S pictures, P)
+    picture = depth_m.flatten(2)[:, None].expand(-1, frames, -1, -1).gather(-1, v * width + u)
+    same = (picture - depth_there).abs() <= DEPTH_TOLERANCE * picture
+    other = ~torch.eye(frames, dtype=torch.bool, device=depth_m.device)[None, :, :, None]
+    found = (v // patch_size) * columns + u // patch_size
+    return torch.where(known[:, :, None] & inside & same & other, found, IGNORED_LABEL)
+
+
+def match_codes(config: VidLLMConfig) -> torch.Tensor:
+    """Fixed orthonormal directions of the geometry stream in which patches are compared; the rest of the stream stays free for where they are.
+
+    Args:
+        config (`VidLLMConfig`): Reads `vision_config.hidden_size`, `num_reconstruction_heads`.
+
+    Returns:
+        `torch.Tensor` of shape `(D, C)`, float32: D the width of a head of the reconstruction blocks.
+
+    Source:
+        Ours: a fresh model looks for likeness in the same directions, see `draw_for_training_from_nothing`.
+    """
+    width = config.vision_config.hidden_size
+    generator = torch.Generator().manual_seed(_CODE_SEED)
+    drawn = torch.randn(width, width // config.num_reconstruction_heads, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(drawn)[0].T.float()
+
+
+@dataclass(frozen=True)
+class DenseMatching:
+    """Loss on the geometry stream: cross-entropy of the likeness of a patch to all patches of another frame, in the directions of `match_codes`.
+
+    Args:
+        strength (`float`): Weight, all through the run.
+        temperature (`float`): Of the cosines.
+
+    Source:
+        Ours: the contrastive form of what tracks teach facebookresearch/vggt.
+    """
+
+    strength: float = 1.0
+    temperature: float = 0.07
+    name: ClassVar[str] = "dense_matching"
+    forward_kwargs: ClassVar[Mapping[str, Any]] = {"output_adapter_tokens": True}
+
+    def weight(self, progress: float) -> float:
+        """Weight in the total loss.
+
+        Args:
+            progress (`float`): Share of the run that is done; not read.
+
+        Returns:
+            `float`
+
+        Source:
+            Ours.
+        """
+        return self.strength
+
+    def terms(
+        self, output: VidLLMOutput, batch: Mapping[str, Any], config: VidLLMConfig
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """`(sum, count)` of `dense_match`; sum over the matched pairs of patch and frame, float32.
+
+        Args:
+            output (`VidLLMOutput`): With `geom_tokens` `(B, S, P, C)`.
+            batch (`Mapping`): With `targets["patch_matches"]` `(B, S, S, P)`.
+            config (`VidLLMConfig`): Of the model.
+
+        Returns:
+            `dict[str, tuple]`
+
+        Source:
+            Ours.
+        """
+        matches = batch["targets"]["patch_matches"]
+        with torch.autocast(device_type=matches.device.type, enabled=False):
+            tokens = output.geom_tokens.float() @ match_codes(config).T.to(output.geom_tokens.device)
+            # what all patches share tells none of them apart
+            tokens = tokens - tokens.mean(dim=(1, 2), keepdim=True)
+            tokens = torch.nn.functional.normalize(tokens, dim=-1)
+            likeness = torch.einsum("bipc,bjqc->bijpq", tokens, tokens) / self.temperature
+            total = torch.nn.functional.cross_entropy(
+                likeness.flatten(0, -2), matches.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+            )
+        return {"dense_match": (total, self.counts(batch, config)["dense_match"])}
+
+    def counts(self, batch: Mapping[str, Any], config: VidLLMConfig) -> dict[str, torch.Tensor]:
+        """Matched pairs of a batch; see `terms`."""
+        return {"dense_match": (batch["targets"]["patch_matches"] != IGNORED_LABEL).sum().float()}
+
+
+__all__ = ["DenseMatching", "patch_matches"]

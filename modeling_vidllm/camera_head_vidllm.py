@@ -8,7 +8,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_vidllm import VidLLMConfig
-from .layers_vidllm import VidLLMMlp
+from .layers_vidllm import VidLLMCentredNorm, VidLLMMlp
 from .reconstruction_blocks_vidllm import VidLLMReconstructionBlock
 
 
@@ -57,7 +57,7 @@ class VidLLMCameraHead(nn.Module):
 
     Args:
         config (`VidLLMConfig`): Reads `vision_config.hidden_size`, `num_camera_layers`, `num_camera_heads`,
-            `num_camera_iterations`.
+            `num_camera_iterations`, `camera_token_norm`.
 
     Source:
         Upstream: facebookresearch/vggt camera head.
@@ -68,7 +68,8 @@ class VidLLMCameraHead(nn.Module):
         dim = 2 * config.vision_config.hidden_size
         self.num_iterations = config.num_camera_iterations
         self.empty_pose = VidLLMEmptyPose()
-        self.token_norm = nn.LayerNorm(dim, eps=1e-5)
+        centred = config.camera_token_norm == "centred"
+        self.token_norm = VidLLMCentredNorm(dim) if centred else nn.LayerNorm(dim, eps=1e-5)
         self.embed_pose = nn.Linear(POSE_SIZE, dim)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 3 * dim))
         self.adaptive_norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)

@@ -11,6 +11,7 @@ from transformers.models.auto.configuration_auto import AutoConfig
 ADAPTER_TYPES = ("bridge", "none", "concat_self_attention", "cross_attention")
 BRIDGE_SCOPES = ("scene", "frame")
 BOX_OUTPUTS = ("decoder", "text")
+CAMERA_TOKEN_NORMS = ("layer", "centred")
 
 
 def check_choice(name: str, value: str, choices: tuple) -> None:
@@ -67,6 +68,7 @@ class VidLLMConfig(PreTrainedConfig):
         num_camera_layers (`int`): Blocks of the camera head's trunk.
         num_camera_heads (`int`): Attention heads of the camera head's trunk.
         num_camera_iterations (`int`): Refinement iterations of the camera head.
+        camera_token_norm (`str`): What camera and room head read camera tokens through: `layer`, or `centred` (statistics of the batch in training).
         dense_head_channels (`list[int]`): Channels of the four pyramid levels of the dense head.
         dense_head_features (`int`): Width of the dense head's fusion path.
         dense_frame_chunk (`int`): Frames per pass through the dense and metric decoders; does not change results.
@@ -171,6 +173,7 @@ class VidLLMConfig(PreTrainedConfig):
     num_camera_layers: int = 4
     num_camera_heads: int = 16
     num_camera_iterations: int = 4
+    camera_token_norm: str = "layer"
     dense_head_channels: list[int] | None = None
     dense_head_features: int = 256
     dense_frame_chunk: int = 8
@@ -231,6 +234,7 @@ class VidLLMConfig(PreTrainedConfig):
         check_choice("adapter_type", self.adapter_type, ADAPTER_TYPES)
         check_choice("bridge_scope", self.bridge_scope, BRIDGE_SCOPES)
         check_choice("box_output", self.box_output, BOX_OUTPUTS)
+        check_choice("camera_token_norm", self.camera_token_norm, CAMERA_TOKEN_NORMS)
         width = self.vision_config.hidden_size
         for heads, of, size in (
             ("num_adapter_heads", "vision_config.hidden_size", width),

@@ -158,3 +158,49 @@ class VidLLMLayerScale(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(..., dim)` -> `(..., dim)`."""
         return hidden_states * self.gamma
+
+
+class VidLLMCentredNorm(nn.Module):
+    """LayerNorm, then every channel centred and scaled over what was seen: what all tokens have in common is taken away.
+
+    Camera tokens of a model that is trained from nothing differ little from each other; the noise of a pose loss moves what they share, and soon
+    nothing else is left of them. Centred over the batch, the loss cannot move what they share at all.
+
+    Args:
+        dim (`int`): Channels.
+        momentum (`float`): How fast the running statistics follow those of the batches.
+        eps (`float`): Added to variances.
+
+    Source:
+        Ours: with the statistics of batch normalisation. In training those of the batch, so that a step depends on what is in it together; in
+        evaluation, without gradient, or where its parameters are frozen, the running ones.
+    """
+
+    def __init__(self, dim: int, momentum: float = 0.05, eps: float = 1e-5):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """No change of centred values; statistics of tokens that are centred already."""
+        init.ones_(self.weight)
+        init.zeros_(self.bias)
+        init.zeros_(self.running_mean)
+        init.ones_(self.running_var)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`(..., dim)` float32 -> `(..., dim)`."""
+        normed = nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=self.eps)
+        if self.training and torch.is_grad_enabled() and self.weight.requires_grad:
+            mean = normed.flatten(0, -2).mean(dim=0)
+            variance = (normed - mean).flatten(0, -2).square().mean(dim=0)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+        else:
+            mean, variance = self.running_mean.to(tokens.dtype), self.running_var.to(tokens.dtype)
+        return (normed - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias

@@ -16,7 +16,7 @@ from .configuration_vidllm import VidLLMConfig
 from .dense_head_vidllm import VidLLMDenseHead
 from .encoder_vidllm import patch_size_hw
 from .geometry_vidllm import START_ROOM_FROM_CAM, rotation_from_6d
-from .layers_vidllm import VidLLMMlp
+from .layers_vidllm import VidLLMCentredNorm, VidLLMMlp
 from .reconstruction_blocks_vidllm import VidLLMReconstructionBlock, rope_2d, token_positions
 
 
@@ -75,7 +75,7 @@ class VidLLMRoomHead(nn.Module):
     """Rotation from the first camera to a room frame with z up and x, y along the walls, in float32.
 
     Args:
-        config (`VidLLMConfig`): Reads `vision_config.hidden_size`.
+        config (`VidLLMConfig`): Reads `vision_config.hidden_size`, `camera_token_norm`.
 
     Source:
         Ours: boxes need an upright frame and the paper takes it from the dataset. A 6D rotation is applied on top of the start
@@ -85,7 +85,8 @@ class VidLLMRoomHead(nn.Module):
     def __init__(self, config: VidLLMConfig):
         super().__init__()
         dim = 2 * config.vision_config.hidden_size
-        self.norm = nn.LayerNorm(dim, eps=1e-5)
+        centred = config.camera_token_norm == "centred"
+        self.norm = VidLLMCentredNorm(dim) if centred else nn.LayerNorm(dim, eps=1e-5)
         self.mlp = VidLLMMlp(dim, dim // 2, 6)
 
     @torch.no_grad()

@@ -16,11 +16,11 @@ from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
 from vidllm.modeling_vidllm.geometry_vidllm import project_points, unproject_depth
 from vidllm.modeling_vidllm.outputs_vidllm import VidLLMOutput
 from vidllm.train.collator import IGNORED_LABEL
+from vidllm.train.matching_directions import matching_directions
 
 
 # A place is seen by another frame if its depth there is that of the picture, within this share.
 DEPTH_TOLERANCE = 0.05
-_CODE_SEED = 21
 
 
 def patch_matches(
@@ -66,34 +66,36 @@ def patch_matches(
     return torch.where(known[:, :, None] & inside & same & other, found, IGNORED_LABEL)
 
 
-def match_codes(config: VidLLMConfig) -> torch.Tensor:
-    """Fixed orthonormal directions of the geometry stream in which patches are compared; the rest of the stream stays free for where they are.
+def patch_places(grid_hw: tuple[int, int]) -> torch.Tensor:
+    """Column and row of each patch, from one side of the picture to the other.
 
     Args:
-        config (`VidLLMConfig`): Reads `vision_config.hidden_size`, `num_reconstruction_heads`.
+        grid_hw (`tuple` of `int`): Rows and columns of patches.
 
     Returns:
-        `torch.Tensor` of shape `(D, C)`, float32: D the width of a head of the reconstruction blocks.
+        `torch.Tensor` of shape `(P, 2)`, float32: in -1.7..1.7, of about unit size.
 
     Source:
-        Ours: a fresh model looks for likeness in the same directions, see `draw_for_training_from_nothing`.
+        Ours.
     """
-    width = config.vision_config.hidden_size
-    generator = torch.Generator().manual_seed(_CODE_SEED)
-    drawn = torch.randn(width, width // config.num_reconstruction_heads, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(drawn)[0].T.float()
+    rows, columns = ((2 * torch.arange(number) + 1) / number - 1 for number in grid_hw)
+    grid = torch.meshgrid(rows, columns, indexing="ij")
+    return 1.7 * torch.stack([grid[1].flatten(), grid[0].flatten()], dim=-1)
 
 
 @dataclass(frozen=True)
 class DenseMatching:
-    """Loss on the geometry stream: cross-entropy of the likeness of a patch to all patches of another frame, in the directions of `match_codes`.
+    """Losses on the geometry stream, in the directions of `matching_directions`.
+
+    `dense_match`: cross-entropy of the likeness of a patch to all patches of another frame. `dense_place`: squared distance of what a patch says
+    about its place in the picture.
 
     Args:
-        strength (`float`): Weight, all through the run.
+        strength (`float`): Weight of both, all through the run.
         temperature (`float`): Of the cosines.
 
     Source:
-        Ours: the contrastive form of what tracks teach facebookresearch/vggt.
+        Ours: the first is the contrastive form of what tracks teach facebookresearch/vggt.
     """
 
     strength: float = 1.0
@@ -118,11 +120,11 @@ class DenseMatching:
     def terms(
         self, output: VidLLMOutput, batch: Mapping[str, Any], config: VidLLMConfig
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """`(sum, count)` of `dense_match`; sum over the matched pairs of patch and frame, float32.
+        """`(sum, count)` of `dense_match` and `dense_place`; sums over matched pairs of patch and frame, and over patches, float32.
 
         Args:
             output (`VidLLMOutput`): With `geom_tokens` `(B, S, P, C)`.
-            batch (`Mapping`): With `targets["patch_matches"]` `(B, S, S, P)`.
+            batch (`Mapping`): With `targets["patch_matches"]` `(B, S, S, P)` and `pixel_values_videos` of its size.
             config (`VidLLMConfig`): Of the model.
 
         Returns:
@@ -132,20 +134,30 @@ class DenseMatching:
             Ours.
         """
         matches = batch["targets"]["patch_matches"]
+        patch, (height, width) = config.vision_config.patch_size, batch["pixel_values_videos"].shape[-2:]
+        directions = matching_directions(config)
         with torch.autocast(device_type=matches.device.type, enabled=False):
-            tokens = output.geom_tokens.float() @ match_codes(config).T.to(output.geom_tokens.device)
-            # what all patches share tells none of them apart
-            tokens = tokens - tokens.mean(dim=(1, 2), keepdim=True)
-            tokens = torch.nn.functional.normalize(tokens, dim=-1)
-            likeness = torch.einsum("bipc,bjqc->bijpq", tokens, tokens) / self.temperature
-            total = torch.nn.functional.cross_entropy(
-                likeness.flatten(0, -2), matches.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+            tokens = output.geom_tokens.float()
+            # as the blocks read them
+            tokens = torch.nn.functional.layer_norm(tokens, tokens.shape[-1:])
+            likeness = torch.nn.functional.normalize(tokens @ directions.likeness.T.to(tokens.device), dim=-1)
+            cosines = torch.einsum("bipc,bjqc->bijpq", likeness, likeness)
+            match = torch.nn.functional.cross_entropy(
+                (cosines / self.temperature).flatten(0, -2),
+                matches.flatten(),
+                ignore_index=IGNORED_LABEL,
+                reduction="sum",
             )
-        return {"dense_match": (total, self.counts(batch, config)["dense_match"])}
+            said = tokens @ directions.place.T.to(tokens.device)
+            place = (said - patch_places((height // patch, width // patch)).to(tokens.device)).square().mean(-1).sum()
+        counts = self.counts(batch, config)
+        return {"dense_match": (match, counts["dense_match"]), "dense_place": (place, counts["dense_place"])}
 
     def counts(self, batch: Mapping[str, Any], config: VidLLMConfig) -> dict[str, torch.Tensor]:
-        """Matched pairs of a batch; see `terms`."""
-        return {"dense_match": (batch["targets"]["patch_matches"] != IGNORED_LABEL).sum().float()}
+        """Matched pairs and patches of a batch; see `terms`."""
+        matches = batch["targets"]["patch_matches"]
+        patches = torch.tensor(float(matches[:, :, 0].numel()), device=matches.device)
+        return {"dense_match": (matches != IGNORED_LABEL).sum().float(), "dense_place": patches}
 
 
-__all__ = ["DenseMatching", "patch_matches"]
+__all__ = ["DenseMatching", "patch_matches", "patch_places"]

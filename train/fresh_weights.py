@@ -10,18 +10,21 @@ import torch
 from torch import nn
 
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
-from vidllm.train.dense_matching import match_codes
+from vidllm.modeling_vidllm.reconstruction_vidllm import VidLLMReconstructor
+from vidllm.train.matching_directions import MatchingDirections, matching_directions
 
 
 # Size of position embeddings beside patch embeddings of size 1.
 POSITION_SIZE = 0.7
-SPECIAL_TOKEN_STD = 0.05
-# Factor of normed queries and keys of the blocks over all frames: how sharply they tell what is alike.
-SHARPNESS = 1.3
+SPECIAL_TOKEN_STD = 0.02
 # Last layers of residual branches, by the names that encoder, adapter and reconstruction give them.
 BRANCH_ENDS = (".proj", ".fc2", ".o_proj")
-# Layers whose first value means something: a fresh model says no turn, one radian of view, a level first camera.
+# Layers whose first value means something: a fresh model has a level first camera.
 KEPT_LAYERS = ("room_head.mlp.fc2",)
+# How sharply likeness is told, and how strongly the first frame is preferred: logits of about 14 cosines, and 8 more for the first frame.
+SHARPNESS, FIRST_QUERY, FIRST_KEY = 1.75, 2.4, 0.8
+# How loudly the wired heads speak in the residual stream.
+FIRST_GAIN, MATCH_GAIN, FRAME_GAIN = 4.0, 6.0, 8.0
 
 
 @torch.no_grad()
@@ -31,26 +34,25 @@ def draw_for_training_from_nothing(model: VidLLMForConditionalGeneration) -> Non
     - Linear layers and the patch embedding: normal with variance 1 / inputs; the last layer of a residual branch smaller by the root of the number
       of branches of its part. Layers that start at zero stay there, so that a fresh adapter is still the identity.
     - Position embeddings of a square grid: sines and cosines of row and column, periods from 4 to 1/2 picture sides.
-    - Blocks over all frames: keys start as queries, the first head in the directions of `match_codes`, so that tokens look at what is like them and
-      bring back where it is.
-    - Camera and register tokens: small, so that after the first block a camera token is made of what its frame shows.
     - The last layer of the pose: zero, so that the first steps do not push all tokens the same way for the sake of a constant.
+    - Three heads of the reconstruction blocks look for the camera's motion from the start, see `_wire_matching`.
 
     Args:
         model (`VidLLMForConditionalGeneration`): With a vision model of the DINOv2 family.
 
     Raises:
-        ValueError: The position embeddings are not those of a square grid.
+        ValueError: The position embeddings are not those of a square grid, or there are fewer than two pairs of blocks.
 
     Source:
-        Ours. Upstream: facebookresearch/vggt (which parts there are). Measured: `README.md`.
+        Ours. Upstream: facebookresearch/vggt (which parts there are).
     """
-    core = model.model
+    core, config = model.model, model.config
     encoder, reconstruction = core.encoder, core.reconstruction
     parts = (
-        (encoder, model.config.vision_config.num_hidden_layers),
+        (encoder, config.vision_config.num_hidden_layers),
         (core.adapter, 1),
-        (reconstruction, 2 * model.config.num_reconstruction_layers),
+        (reconstruction, 2 * config.num_reconstruction_layers),
+        (reconstruction.camera_head, config.num_camera_layers),
     )
     for part, num_blocks in parts:
         for name, module in part.named_modules():
@@ -61,16 +63,62 @@ def draw_for_training_from_nothing(model: VidLLMForConditionalGeneration) -> Non
     projection = embeddings.patch_embeddings.projection.weight
     projection.normal_(0.0, projection[0].numel() ** -0.5)
     embeddings.position_embeddings[0, 1:] = _grid_positions(*embeddings.position_embeddings.shape[1:])
-    codes = match_codes(model.config)
-    for block in reconstruction.global_blocks:
-        query, key, _ = block.attn.qkv.weight.chunk(3)
-        query[: len(codes)] = codes
-        key.copy_(query)
-        block.attn.q_norm.weight.fill_(SHARPNESS)
-        block.attn.k_norm.weight.fill_(SHARPNESS)
     reconstruction.camera_head.pose_branch.fc2.weight.zero_()
+    _wire_matching(reconstruction, matching_directions(config))
+
+
+def _wire_matching(reconstruction: VidLLMReconstructor, directions: MatchingDirections) -> None:
+    """Let three heads find how the picture moved, once the encoder writes likeness and place into their directions.
+
+    1. Frame block 0: special tokens, which differ between the first frame and the others, tell the patches of their frame which they are.
+    2. Global block 0: a patch looks at the patches of the first frame that are like it, and notes their place.
+    3. Frame block 1: every token notes the mean of these places over its frame; its change is what a turn of the camera looks like.
+
+    Nothing keeps training from changing any of it.
+    """
+    if len(reconstruction.frame_blocks) < 2:
+        raise ValueError(
+            f"num_reconstruction_layers: wanted at least 2 to look for motion; got {len(reconstruction.frame_blocks)}"
+        )
     for token in reconstruction.tokens.parameters():
         token.normal_(0.0, SPECIAL_TOKEN_STD)
+        token[0, 0] += directions.first
+        token[0, 1] -= directions.first
+    head, places = reconstruction.head_dim, len(directions.place)
+    tell, match, gather = (
+        block.attn
+        for block in (reconstruction.frame_blocks[0], reconstruction.global_blocks[0], reconstruction.frame_blocks[1])
+    )
+    width = tell.proj.in_features
+    values = slice(2 * width, 3 * width)
+
+    last = width - head
+    tell.qkv.weight[values][last] = directions.first[0]
+    tell.proj.weight[:, last] = FIRST_GAIN * directions.first[0]
+
+    # Channels i and i + head / 4 turn together, row in the first half, column in the second; the later of each quarter turn slowly.
+    quarter = head // 4
+    slow = [start + channel for start in range(0, head, quarter) for channel in range(quarter // 2, quarter)]
+    first, partner = slow[quarter - quarter // 2 - 1], slow[quarter - quarter // 2 - 1] + quarter
+    alike = [channel for channel in slow if channel not in (first, partner)][: len(directions.likeness)]
+    query, key, value = match.qkv.weight.chunk(3)
+    for part in (query, key, value):
+        part[:head] = 0.0
+    query[alike] = directions.likeness[: len(alike)]
+    key[alike] = directions.likeness[: len(alike)]
+    match.qkv.bias[first] = FIRST_QUERY
+    key[first] = FIRST_KEY * directions.first[0]
+    match.q_norm.weight.fill_(SHARPNESS)
+    match.k_norm.weight.fill_(SHARPNESS)
+    value[:places] = directions.place
+    match.proj.weight[:, :head] = 0.0
+    match.proj.weight[:, :places] = MATCH_GAIN * directions.matched_place.T
+
+    for part in gather.qkv.weight.chunk(3):
+        part[:head] = 0.0
+    gather.qkv.weight[values][:places] = directions.matched_place
+    gather.proj.weight[:, :head] = 0.0
+    gather.proj.weight[:, :places] = FRAME_GAIN * directions.frame_place.T
 
 
 def _grid_positions(num_positions: int, width: int) -> torch.Tensor:

@@ -196,6 +196,7 @@ _PRESETS = (
             "reconstruction_layer_scale": 1.0,
             "num_camera_layers": 1,
             "num_camera_iterations": 1,
+            "camera_token_norm": "centred",
             "num_camera_heads": 6,
             "dense_head_channels": [32, 32, 32, 32],
             "dense_head_features": 32,

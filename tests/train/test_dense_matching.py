@@ -1,13 +1,16 @@
 """Which patches see the same place: by hand, against a slow loop, and what the loss asks of the tokens."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from tiny import tiny_config
 
 from vidllm.train.collator import IGNORED_LABEL
-from vidllm.train.dense_matching import DenseMatching, match_codes, patch_matches
+from vidllm.train.dense_matching import DenseMatching, patch_matches, patch_places
+from vidllm.train.matching_directions import matching_directions
 from vidllm.train.room_source import RoomSource, RoomsSettings
 
 
@@ -83,29 +86,61 @@ def test_equals_the_slow_loop_on_a_room(tmp_path):
     assert (found == wanted).mean() > 0.99  # a point on the edge of a patch may fall to either side
 
 
-def test_the_loss_is_lowest_where_tokens_say_what_they_see():
-    config = tiny_config()
-    codes = match_codes(config)
+def tokens_that_say(config, likeness, place):
+    """A stream `(B, S, P, C)` that says these things in the fixed directions, and something else besides."""
+    directions = matching_directions(config)
+    rest = torch.randn(*likeness.shape[:-1], 32, generator=torch.Generator().manual_seed(1))
+    for part in (directions.likeness, directions.place):
+        rest = rest - rest @ part.T @ part
+    return likeness @ directions.likeness + place @ directions.place + rest - rest.mean(-1, keepdim=True)
+
+
+def test_the_losses_are_lowest_where_tokens_say_what_and_where_they_are():
+    config = tiny_config(vision_config={**tiny_config().vision_config.to_dict(), "patch_size": PATCH})
     matches = patch_matches(*wall(moved(0.0), moved(1.0)), PATCH)
-    batch = {"targets": {"patch_matches": matches}}
-    place = torch.nn.functional.one_hot(torch.arange(12), 16).float()
-    shifted = torch.cat([place.reshape(3, 4, 16)[:, 1:], place.reshape(3, 4, 16)[:, :1]], dim=1).flatten(0, 1)
+    batch = {"targets": {"patch_matches": matches}, "pixel_values_videos": torch.zeros(1, 2, 3, *HW)}
+    kinds = 3 * torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(2)))[0][:, :6]
+    shifted = torch.cat([kinds.reshape(3, 4, 6)[:, 1:], kinds.reshape(3, 4, 6)[:, :1]], dim=1).flatten(0, 1)
+    places = patch_places((3, 4)).expand(1, 2, -1, -1)
     values = {}
-    for name, second in (("right", shifted), ("unmoved", place), ("constant", torch.ones(12, 16))):
-        tokens = (torch.stack([place, second])[None] @ codes).requires_grad_()
-        total, count = DenseMatching().terms(SimpleNamespace(geom_tokens=tokens), batch, config)["dense_match"]
-        (gradient,) = torch.autograd.grad(total, tokens)
+    for name, second, said in (
+        ("right", shifted, places),
+        ("unmoved", kinds, places),
+        ("constant", torch.ones(12, 6), places),
+        ("misplaced", shifted, places.flip(2)),
+    ):
+        tokens = tokens_that_say(config, torch.stack([kinds, second])[None], said).requires_grad_()
+        terms = DenseMatching().terms(SimpleNamespace(geom_tokens=tokens), batch, config)
+        (gradient,) = torch.autograd.grad(sum(total for total, _ in terms.values()), tokens)
         assert torch.isfinite(gradient).all()
-        # nothing is asked of the rest of the stream
-        torch.testing.assert_close(gradient @ codes.T @ codes, gradient, atol=1e-5, rtol=1e-4)
-        values[name] = (total / count).item()
-    assert count == DenseMatching().counts(batch, config)["dense_match"] == (matches != IGNORED_LABEL).sum() == 18
-    assert values["right"] < 0.01
-    assert values["right"] < values["constant"] < values["unmoved"]
+        values[name] = {term: (total / count).item() for term, (total, count) in terms.items()}
+    counts = DenseMatching().counts(batch, config)
+    assert {name: int(count) for name, count in counts.items()} == {"dense_match": 18, "dense_place": 24}
+    match = {name: value["dense_match"] for name, value in values.items()}
+    assert match["right"] == pytest.approx(match["misplaced"], rel=1e-4)
+    assert match["right"] < 0.1 < match["constant"] < match["unmoved"]
+    place = {name: value["dense_place"] for name, value in values.items()}
+    assert max(place["right"], place["unmoved"]) < 0.1 < place["misplaced"]
 
 
-def test_codes_are_orthonormal_and_as_many_as_a_head_is_wide():
-    codes = match_codes(tiny_config())
-    assert codes.shape == (16, 32)
-    torch.testing.assert_close(codes @ codes.T, torch.eye(16), atol=1e-6, rtol=0)
-    assert torch.equal(codes, match_codes(tiny_config()))
+def test_places_run_from_side_to_side():
+    places = patch_places((3, 4)).reshape(3, 4, 2)
+    torch.testing.assert_close(places[1, :, 0], 1.7 * torch.tensor([-0.75, -0.25, 0.25, 0.75]))
+    torch.testing.assert_close(places[:, 2, 1], 1.7 * torch.tensor([-2 / 3, 0.0, 2 / 3]))
+
+
+def test_directions_are_orthonormal_and_survive_layer_norm():
+    directions = matching_directions(tiny_config())
+    rows = torch.cat([getattr(directions, field.name) for field in dataclasses.fields(directions)])
+    assert rows.shape == (6 + 2 + 1 + 2 + 2, 32)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(13), atol=1e-6, rtol=0)
+    torch.testing.assert_close(rows.sum(dim=1), torch.zeros(13), atol=1e-6, rtol=0)
+    again = matching_directions(tiny_config())
+    assert torch.equal(directions.likeness, again.likeness)
+
+
+def test_a_stream_that_is_too_narrow_is_refused():
+    narrow = {**tiny_config().vision_config.to_dict(), "hidden_size": 8}
+    config = tiny_config(vision_config=narrow, num_reconstruction_heads=1, num_camera_heads=4)
+    with pytest.raises(ValueError, match="wanted an encoder width of at least 10; got 8"):
+        matching_directions(config)

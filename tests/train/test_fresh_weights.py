@@ -5,9 +5,10 @@ import torch
 from tiny import tiny_config
 
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
-from vidllm.train.dense_matching import match_codes
+from vidllm.train.dense_matching import patch_places
 from vidllm.train.fresh_weights import POSITION_SIZE, draw_for_training_from_nothing
 from vidllm.train.initialise import build_untrained
+from vidllm.train.matching_directions import matching_directions
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def nano():
 
 def test_linear_layers_keep_the_size_of_a_signal(nano):
     core = nano.model
-    for linear in (core.encoder.model.encoder.layer[3].mlp.fc1, core.reconstruction.frame_blocks[1].attn.qkv):
+    for linear in (core.encoder.model.encoder.layer[3].mlp.fc1, core.reconstruction.frame_blocks[2].attn.qkv):
         assert linear.weight.std().item() * linear.in_features**0.5 == pytest.approx(1.0, rel=0.02)
     branch_end = core.reconstruction.global_blocks[2].mlp.fc2
     assert branch_end.weight.std().item() * branch_end.in_features**0.5 == pytest.approx(12**-0.5, rel=0.02)
@@ -41,16 +42,29 @@ def test_positions_tell_places_apart(nano):
     assert all(abs(a // 6 - b // 6) + abs(a % 6 - b % 6) == 1 for a, b in enumerate(nearest.tolist()))
 
 
-def test_tokens_look_at_what_is_like_them(nano):
-    """At the start a patch of one frame looks at the patch of another that shows the same, wherever it lies there."""
-    codes = match_codes(nano.config)
-    for block in nano.model.reconstruction.global_blocks:
-        query, key, value = block.attn.qkv.weight.chunk(3)
-        assert torch.equal(query, key)
-        assert torch.equal(query[:64], codes)
-        assert not torch.equal(query, value)
-    query, key, _ = nano.model.reconstruction.frame_blocks[0].attn.qkv.weight.chunk(3)
-    assert not torch.equal(query, key)
+def test_from_the_start_a_shift_of_the_picture_reaches_the_camera_tokens(nano):
+    """Streams that say likeness and place, frames that are the first one moved by whole columns: each camera token knows by how many.
+
+    Frames see 8 of 12 columns of one long picture; the wired heads are read where they write.
+    """
+    generator = torch.Generator().manual_seed(6)
+    directions = matching_directions(nano.config)
+    places = patch_places((6, 8))
+    starts = torch.tensor([2, 0, 1, 3, 4])
+    read = []
+    for _ in range(6):
+        picture = torch.randn(6, 12, len(directions.likeness), generator=generator)
+        frames = torch.stack([picture[:, start : start + 8].flatten(0, 1) for start in starts])
+        noise = torch.randn(5, 48, 192, generator=generator)
+        for part in (directions.likeness, directions.place):
+            noise = noise - noise @ part.T @ part
+        stream = noise + 2 * frames @ directions.likeness + places @ directions.place
+        with torch.no_grad():
+            tokens = nano.model.reconstruction.tapped_layers(stream[None], (6, 8))[-1]
+        read.append(tokens[0, :, 0, :192] @ directions.frame_place[0])
+    moved, shifts = torch.stack(read)[:, 1:], (starts - 2)[1:].float()
+    correlation = torch.corrcoef(torch.stack([moved.flatten(), shifts.repeat(6)]))[0, 1]
+    assert correlation > 0.9
 
 
 def test_camera_tokens_are_made_of_what_the_frames_show(nano):
@@ -82,6 +96,11 @@ def test_the_seed_decides(nano):
         other["model.reconstruction.frame_blocks.0.mlp.fc1.weight"],
         again["model.reconstruction.frame_blocks.0.mlp.fc1.weight"],
     )
+
+
+def test_one_pair_of_blocks_is_refused():
+    with pytest.raises(ValueError, match="wanted at least 2 to look for motion; got 1"):
+        draw_for_training_from_nothing(VidLLMForConditionalGeneration(tiny_config()))
 
 
 def test_a_grid_that_is_not_square_is_refused():

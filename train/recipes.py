@@ -307,7 +307,7 @@ def debug() -> JointRecipe:
 def nano() -> JointRecipe:
     """The small model, from random weights, on procedural rooms: for two processes on two CPU cores, 16 rooms per step.
 
-    `accelerate launch --cpu --num_processes 2 -m vidllm.train.joint nano --out DIR --cpu`; on a GPU `--set batch_size=8 workers=7 rooms.makers=8`.
+    `vidllm train joint nano --out DIR --num-processes 2 --cpu`; on a GPU one process, `--set batch_size=16 --set workers=7 --set rooms.makers=8`.
 
     Returns:
         `JointRecipe`: complete.
@@ -343,7 +343,7 @@ def nano() -> JointRecipe:
         prompts_per_scene=4,
         steps=3000,
         batch_size=8,
-        learning_rate=6e-4,
+        learning_rate=8e-4,
         learning_rate_factors={r"reconstruction\.(tokens|frame_blocks|global_blocks)": 0.1},
         warmup=0.02,
         betas=(0.9, 0.95),

@@ -451,7 +451,8 @@ class VidLLMModel(VidLLMPreTrainedModel):
 
         plan = None
         if share_prefix:
-            check_prefix_arguments(self.language_model, input_ids, attention_mask, position_ids, use_cache, kwargs)
+            cached = bool(use_cache) or past_key_values is not None
+            check_prefix_arguments(self.language_model, input_ids, attention_mask, position_ids, cached, kwargs)
             attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             plan = shared_prefix(input_ids, attention_mask, scene, scene_index, self.config.coord_token_id)
         if input_ids is not None:
@@ -490,24 +491,20 @@ class VidLLMModel(VidLLMPreTrainedModel):
         if position_ids is None and is_token_mask(attention_mask):
             position_ids = position_ids_from_mask(attention_mask)[:, -inputs_embeds.shape[1] :]
 
+        rows_embeds, rows_mask = inputs_embeds, attention_mask
         if plan is not None:
-            decoded = self.language_model(
-                inputs_embeds=plan.pack(inputs_embeds),
-                attention_mask=plan.language_mask(attention_mask, self.language_model, inputs_embeds.dtype),
-                position_ids=plan.position_ids(attention_mask),
-                use_cache=False,
-                **kwargs,
-            )
+            rows_embeds, position_ids = plan.pack(inputs_embeds), plan.position_ids(attention_mask)
+            rows_mask, use_cache = plan.language_mask(attention_mask, self.language_model, inputs_embeds.dtype), False
+        decoded = self.language_model(
+            inputs_embeds=rows_embeds,
+            attention_mask=rows_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        if plan is not None:
             decoded.last_hidden_state = plan.unpack(decoded.last_hidden_state)
-        else:
-            decoded = self.language_model(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                **kwargs,
-            )
         output.last_hidden_state = decoded.last_hidden_state
         output.past_key_values = decoded.past_key_values
         output.hidden_states = decoded.hidden_states

@@ -120,22 +120,45 @@ class VidLLMSharedPrefix:
         return self.pack(position_ids_from_mask(attention_mask))
 
 
+def prefix_obstacle(language_model: torch.nn.Module) -> str | None:
+    """Why the prompts of a scene cannot share a row in a language model.
+
+    Args:
+        language_model (`torch.nn.Module`): Reads its config: attention backend, kinds of layers, sliding window.
+
+    Returns:
+        `str`, or None where they can.
+
+    Source:
+        Ours: flash attention takes no ready mask; a window counts distances within the row; a recurrent layer would carry one prompt into the next.
+    """
+    config = language_model.config
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"attention by {config._attn_implementation}"
+    kinds = getattr(config, "layer_types", None)
+    others = sorted(set(kinds or ()) - {"full_attention"})
+    if others:
+        return f"layers of kind {', '.join(others)}"
+    window = getattr(config, "sliding_window", None)
+    return f"a sliding window of {window}" if kinds is None and window else None
+
+
 def check_prefix_arguments(
     language_model: torch.nn.Module,
     input_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
-    use_cache: bool | None,
+    cached: bool,
     kwargs: dict,
 ) -> None:
     """Refuse what packed rows cannot take, or cannot give back per prompt.
 
     Args:
-        language_model (`torch.nn.Module`): Its attention must take any mask.
+        language_model (`torch.nn.Module`): See `prefix_obstacle`.
         input_ids (`torch.Tensor` of shape `(Q, L)`, int64, *optional*): Of the forward, as are the others.
         attention_mask (`torch.Tensor` of shape `(Q, L)`, int64, *optional*): Other shapes are refused.
         position_ids (`torch.Tensor` of shape `(Q, L)`, int64, *optional*): Must be None.
-        use_cache (`bool`, *optional*): Must not be True.
+        cached (`bool`): Whether a cache is given or wanted; must not be True.
         kwargs (`dict`): Must not ask for hidden states or attentions.
 
     Raises:
@@ -144,16 +167,16 @@ def check_prefix_arguments(
     Source:
         Ours.
     """
-    if input_ids is None or position_ids is not None or use_cache:
+    if input_ids is None or position_ids is not None or cached:
         raise ValueError(
             "share_prefix: wanted input_ids, without position_ids and without a cache; got something else"
         )
     for name in ("output_hidden_states", "output_attentions"):
         if kwargs.get(name):
             raise ValueError(f"share_prefix: wanted no {name}, which would be those of the packed rows; got it")
-    backend = language_model.config._attn_implementation
-    if backend not in ("sdpa", "eager"):
-        raise ValueError(f"share_prefix: wanted attention by sdpa or eager, which take any mask; got {backend}")
+    obstacle = prefix_obstacle(language_model)
+    if obstacle:
+        raise ValueError(f"share_prefix: wanted full attention by sdpa or eager, which take any mask; got {obstacle}")
     if attention_mask is not None and (not is_token_mask(attention_mask) or attention_mask.shape != input_ids.shape):
         raise ValueError(f"share_prefix: wanted an attention mask of shape {tuple(input_ids.shape)}; got another")
 
@@ -231,4 +254,4 @@ def shared_prefix(
     )
 
 
-__all__ = ["VidLLMSharedPrefix", "check_prefix_arguments", "shared_prefix"]
+__all__ = ["VidLLMSharedPrefix", "check_prefix_arguments", "prefix_obstacle", "shared_prefix"]

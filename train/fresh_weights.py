@@ -21,7 +21,7 @@ SPECIAL_TOKEN_STD = 0.02
 BRANCH_ENDS = (".proj", ".fc2", ".o_proj")
 # Layers whose first value means something: a fresh model has a level first camera.
 KEPT_LAYERS = ("room_head.mlp.fc2",)
-# How sharply likeness is told, and how strongly the first frame is preferred: logits of about 14 cosines, and 8 more for the first frame.
+# How sharply likeness is told, and how strongly the first frame is preferred.
 SHARPNESS, FIRST_QUERY, FIRST_KEY = 1.75, 2.4, 0.8
 # How loudly the wired heads speak in the residual stream.
 FIRST_GAIN, MATCH_GAIN, FRAME_GAIN = 4.0, 6.0, 8.0
@@ -104,8 +104,8 @@ def _wire_matching(reconstruction: VidLLMReconstructor, directions: MatchingDire
     query, key, value = match.qkv.weight.chunk(3)
     for part in (query, key, value):
         part[:head] = 0.0
-    query[alike] = directions.likeness[: len(alike)]
-    key[alike] = directions.likeness[: len(alike)]
+    query[alike] = directions.likeness
+    key[alike] = directions.likeness
     match.qkv.bias[first] = FIRST_QUERY
     key[first] = FIRST_KEY * directions.first[0]
     match.q_norm.weight.fill_(SHARPNESS)

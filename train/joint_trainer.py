@@ -21,6 +21,7 @@ from transformers import Trainer, TrainingArguments
 from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.modeling_vidllm.outputs_vidllm import VidLLMOutput
+from vidllm.modeling_vidllm.shared_prefix_vidllm import prefix_obstacle
 from vidllm.train.collator import IGNORED_LABEL, keyed_generator, model_inputs
 from vidllm.train.losses import TERMS, JointLossSettings, joint_loss_counts, joint_loss_terms, total_loss
 from vidllm.train.recipes import GeometryMixing
@@ -173,7 +174,7 @@ class VidLLMJointTrainer(Trainer):
             # The Trainer writes False into the config, which would be saved with it.
             config.__dict__.pop("use_cache", None)
         self.model_config = config
-        self._language_attention = base_model(model).model.language_model.config._attn_implementation
+        self._share_prefix = prefix_obstacle(base_model(model).model.language_model) is None
         self.losses = losses or JointLossSettings()
         self.given_geometry = given_geometry or GeometryMixing(start=0.0, end=0.0)
         self.plugins = list(plugins)
@@ -288,7 +289,8 @@ class VidLLMJointTrainer(Trainer):
 
         Source:
             Ours: scene tokens come before everything that is learned, and their logits would take most of the memory. Without points the
-            batch gets some that are none, so that their embedding takes part in every step. Prompts of a video share its tokens in one row.
+            batch gets some that are none, so that their embedding takes part in every step. Where the language
+            model allows it, prompts of a video share its tokens in one row.
         """
         own = ("labels", _GIVEN_MASK, _FIRST_LOGIT)
         inputs = {name: value for name, value in model_inputs(batch).items() if name not in own}
@@ -301,8 +303,7 @@ class VidLLMJointTrainer(Trainer):
             inputs["geometry"]["mask"] = batch[_GIVEN_MASK]
         for plugin in self.plugins:
             inputs.update(plugin.forward_kwargs)
-        # Flash attention takes no mask of its own making.
-        inputs["share_prefix"] = self._language_attention in ("sdpa", "eager")
+        inputs["share_prefix"] = self._share_prefix
         first = batch[_FIRST_LOGIT] if _FIRST_LOGIT in batch else first_logit(batch["labels"])
         return {**inputs, "use_cache": False, "logits_to_keep": batch["labels"].shape[1] - first}, first
 

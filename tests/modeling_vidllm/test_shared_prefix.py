@@ -1,11 +1,14 @@
 """Prompts of a video that share what they begin with: the same hidden states, gradients and boxes as prompts that run alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import RAGGED_SIZES, tiny_model, tiny_prompts, tiny_videos
+from transformers import DynamicCache
 
 from vidllm.modeling_vidllm.scene_vidllm import VidLLMScene
-from vidllm.modeling_vidllm.shared_prefix_vidllm import shared_prefix
+from vidllm.modeling_vidllm.shared_prefix_vidllm import prefix_obstacle, shared_prefix
 
 
 COORD, LOC, VIDEO = 291, 292, 290
@@ -114,6 +117,7 @@ def test_equal_prompts_keep_a_token_each():
     ("change", "message"),
     [
         ({"use_cache": True}, "without a cache"),
+        ({"past_key_values": DynamicCache()}, "without a cache"),
         ({"output_hidden_states": True}, "output_hidden_states"),
         ({"attention_mask": torch.ones(5, 1, 4, 4)}, "attention mask of shape"),
     ],
@@ -135,3 +139,29 @@ def test_text_alone(model):
     with torch.no_grad():
         shared, alone = model(input_ids=ids, share_prefix=True).logits, model(input_ids=ids).logits
     torch.testing.assert_close(shared, alone, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "obstacle"),
+    [
+        ({"_attn_implementation": "flash_attention_2"}, "attention by flash_attention_2"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layers of kind sliding_attention"),
+        ({"layer_types": None, "sliding_window": 7}, "a sliding window of 7"),
+        ({"layer_types": ["full_attention"], "sliding_window": 7}, None),
+        ({}, None),
+    ],
+)
+def test_what_stands_in_the_way_is_named(fields, obstacle):
+    config = SimpleNamespace(**{"_attn_implementation": "sdpa", **fields})
+    assert prefix_obstacle(SimpleNamespace(config=config)) == obstacle
+
+
+def test_a_language_model_with_a_window_is_refused(model):
+    config = model.model.language_model.config
+    kinds = config.layer_types
+    try:
+        config.layer_types = ["sliding_attention", *kinds[1:]]
+        with pytest.raises(ValueError, match="got layers of kind sliding_attention"):
+            model(**inputs_of(model.config), share_prefix=True)
+    finally:
+        config.layer_types = kinds

@@ -222,6 +222,8 @@ class VidLLMJointTrainer(Trainer):
             Ours: the Trainer passes the second part on to `compute_loss` as `num_items_in_batch`.
         """
         self._raise_if_not_finite()
+        if self._window_start is None:
+            self._window_start = (time.perf_counter(), self.state.global_step)
         batches = [self._completed(batch) for batch in itertools.islice(epoch_iterator, num_batches)]
         if not batches:
             return batches, None
@@ -467,6 +469,8 @@ class VidLLMJointTrainer(Trainer):
         """
         self._unchecked.clear()
         self._forget_window()
+        # Where a resumed run goes on is known at its first step.
+        self._window_start = None
         result = super().train(*args, **kwargs)
         self._raise_if_not_finite()
         return result

@@ -39,6 +39,7 @@ from vidllm.processing.rooms.samples import balanced_kinds, room_boxes, room_sam
 from vidllm.processing.rooms.scene_graph import SceneGraph
 from vidllm.processing.samples import Sample
 from vidllm.train.collator import keyed_generator
+from vidllm.train.plain_prompts import plain_samples
 
 
 CATEGORY_NAMES, COLOUR_NAMES = tuple(CATEGORIES), tuple(COLOURS)
@@ -62,6 +63,7 @@ class RoomsSettings:
         unlocked_at (`float`): Share of the run after which all blocks are drawn from; they come in one by one.
         makers (`int`): Processes that make blocks beside the training; 0 makes them when they are asked for.
         tasks (`Mapping[str, float]`): Share of the prompts of a room by task.
+        plain_prompts (`int`): Most plain prompts of a visit (`plain_samples`), beside the others.
         jpeg_share (`float`): Share of the visits whose pictures go through JPEG first, at a random quality.
 
     Raises:
@@ -83,6 +85,7 @@ class RoomsSettings:
     tasks: Mapping[str, float] = field(
         default_factory=lambda: {"qa": 0.5, "sqa": 0.15, "ground": 0.25, "caption": 0.1}
     )
+    plain_prompts: int = 0
     jpeg_share: float = 0.3
 
     def __post_init__(self) -> None:
@@ -96,10 +99,12 @@ class RoomsSettings:
                 raise ValueError(
                     f"rooms.{name}: wanted shares, at least one positive, of {', '.join(known)}; got {dict(shares)}"
                 )
-        if not (0 < self.unlocked_at <= 1 and 0 <= self.jpeg_share <= 1 and self.frames_kept >= 0):
+        if not (
+            0 < self.unlocked_at <= 1 and 0 <= self.jpeg_share <= 1 and min(self.frames_kept, self.plain_prompts) >= 0
+        ):
             raise ValueError(
-                "rooms: wanted unlocked_at in (0, 1], jpeg_share in 0..1, frames_kept of at least 0; "
-                f"got {self.unlocked_at}, {self.jpeg_share}, {self.frames_kept}"
+                "rooms: wanted unlocked_at in (0, 1], jpeg_share in 0..1, frames_kept and plain_prompts of at least 0; "
+                f"got {self.unlocked_at}, {self.jpeg_share}, {self.frames_kept}, {self.plain_prompts}"
             )
 
     @property
@@ -361,7 +366,23 @@ class RoomScenes(torch.utils.data.Dataset):
         frames, instance = room.frames(indices.tolist())
         if rng.random() < self.source.settings.jpeg_share:
             frames.rgb[:] = _through_jpeg(frames.rgb, int(rng.integers(60, 96)))
-        return RoomScene(room.samples(self._prompts(room.rows, rng)), frames, instance, room.object_labels)
+        samples = room.samples(self._prompts(room.rows, rng))
+        if self.source.settings.plain_prompts:
+            samples += self._plain_prompts(room, instance, rng)
+        return RoomScene(samples, frames, instance, room.object_labels)
+
+    def _plain_prompts(self, room: CachedRoom, instance: np.ndarray, rng: np.random.Generator) -> list[Sample]:
+        """Some plain prompts, evenly of all."""
+        names = [(CATEGORY_NAMES[c], None if h < 0 else COLOUR_NAMES[h]) for c, h in room.object_labels.tolist()]
+        boxes = {
+            row["object_ids"][0]: np.asarray(row["boxes_annotation"], dtype=np.float64)[0]
+            for row in room.rows
+            if row["task"] == "ground"
+        }
+        pixels = np.bincount(instance.reshape(-1), minlength=BACKGROUND + 1)
+        found = [sample for _, sample in plain_samples(room.scene_id, names, pixels, boxes, rng, str(room.data_root))]
+        chosen = rng.permutation(len(found))[: self.source.settings.plain_prompts]
+        return [found[number] for number in sorted(chosen)]
 
     def _prompts(self, rows: list[dict], rng: np.random.Generator) -> list[dict]:
         """Prompts of a visit: a task by its share, a kind of question evenly among those that the room has, then one of that kind."""

@@ -1,7 +1,10 @@
 """Commands that train: `vidllm train joint` = `accelerate launch -m vidllm.train.joint`."""
 
+import contextlib
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +51,29 @@ def launch_command(module: str, num_processes: int | None, config_file: Path | N
     # With several processes the launcher's own message would bury that of the module.
     quiet = ["--quiet"] if num_processes == 1 else []
     return [*command, *several, "--num_processes", str(num_processes), *rest, *quiet, "-m", module]
+
+
+def run_launcher(command: Sequence[str]) -> int:
+    """Run a launcher to its end; a request to stop this process goes on to it.
+
+    Args:
+        command (`Sequence[str]`): As of `subprocess`.
+
+    Returns:
+        `int`: exit code; negative: the signal that ended it.
+
+    Source:
+        Ours: `kill` would otherwise end the command alone, and the processes that train would go on unseen.
+    """
+    launcher = subprocess.Popen(command)
+    previous = signal.signal(signal.SIGTERM, lambda number, _: launcher.send_signal(number))
+    try:
+        while True:
+            # Woken now and then: a signal that reaches another thread does not end a wait.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return launcher.wait(timeout=0.5)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @train.command()
@@ -99,7 +125,7 @@ def joint(
         arguments += [] if path is None else [name, path]
     arguments += ["--resume"] * resume + ["--cpu"] * cpu
     command = launch_command("vidllm.train.joint", num_processes, config_file, cpu)
-    code = subprocess.run([*command, *arguments], check=False).returncode
+    code = run_launcher([*command, *arguments])
     if code:
         raise typer.Exit(2)
     say(f"wrote {out}")

@@ -124,7 +124,7 @@ class StopAt(TrainerCallback):
         control.should_training_stop = state.global_step == self.step
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(cache, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(cache, tmp_path, monkeypatch):
     settings = [
         "steps=8", "save_every=5", "accumulation=2", "dense_labels=0", "rooms.num_rooms=16", f"rooms_cache={cache}", "keep_checkpoints=9",
     ]  # fmt: skip
@@ -132,8 +132,15 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(cache, tmp_path):
     train_joint(recipe, tmp_path / "whole", use_cpu=True)
     train_joint(recipe, tmp_path / "parts", use_cpu=True, callbacks=[StopAt(5)])
     before = weights_of(tmp_path / "parts")
+    timed_from, log = [], VidLLMJointTrainer.log
+    monkeypatch.setattr(
+        VidLLMJointTrainer, "log", lambda self, *args: (timed_from.append(self._window_start[1]), log(self, *args))
+    )
     trainer = train_joint(recipe, tmp_path / "parts", use_cpu=True, resume=True)
+    monkeypatch.undo()
     assert trainer.state.global_step == 8
+    # seconds per step count the steps of this run alone
+    assert timed_from[:3] == [5, 6, 7]
     wanted, got = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert set(got) == set(wanted)
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)

@@ -1,14 +1,19 @@
 """`vidllm train joint`: what is launched, what is refused before anything is."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from typer.testing import CliRunner
 
+from vidllm import cli_train
 from vidllm.cli import app
-from vidllm.cli_train import launch_command
+from vidllm.cli_train import launch_command, run_launcher
 
 
 def test_several_processes_are_asked_for_as_several_devices():
@@ -52,9 +57,7 @@ def test_wrong_input_is_one_line_before_anything_is_launched(tmp_path, monkeypat
 
 def test_arguments_are_handed_on(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        subprocess, "run", lambda words, **_: seen.append(words) or subprocess.CompletedProcess(words, 0)
-    )
+    monkeypatch.setattr(cli_train, "run_launcher", lambda words: seen.append(words) or 0)
     out = str(tmp_path / "run")
     wanted = ["debug", "--out", out, "--set", "steps=3", "--set", "seed=4", "--cpu"]
     result = CliRunner().invoke(app, ["train", "joint", *wanted, "--num-processes", "2"])
@@ -70,3 +73,28 @@ def test_two_real_processes(tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["processes"] == 2
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+# A launcher that ends only when it is asked to, and says so.
+_LAUNCHER = """
+import pathlib, signal, sys, time
+said = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: (said.write_text("asked to stop"), sys.exit(7)))
+said.write_text("started")
+time.sleep(60)
+"""
+
+
+def test_a_request_to_stop_reaches_the_processes_that_train(tmp_path):
+    said = tmp_path / "said"
+
+    def ask_to_stop():
+        while not (said.exists() and said.read_text()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=ask_to_stop, daemon=True).start()
+    assert run_launcher([sys.executable, "-c", _LAUNCHER, str(said)]) == 7
+    assert said.read_text() == "asked to stop"
+    assert signal.getsignal(signal.SIGTERM) == before

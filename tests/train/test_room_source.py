@@ -100,6 +100,31 @@ def test_a_visit_depends_on_its_number_alone(source, tmp_path):
     assert again.room_of_visit.tolist() != scenes.room_of_visit.tolist()
 
 
+def test_plain_prompts_come_beside_the_others_and_are_of_the_same_video(source):
+    _, processor = build_untrained("vidllm-tiny")
+    plain = RoomSource(RoomsSettings(**SETTINGS, plain_prompts=2), source.cache_dir)
+    with_them, without = (RoomScenes(made, 20, num_frames=3, prompts_per_scene=5, seed=2) for made in (plain, source))
+    added, visits = [], []
+    for visit in range(20):
+        mine, other = with_them[visit], without[visit]
+        count = len(other.samples)
+        assert [s.sample_id for s in mine.samples[:count]] == [s.sample_id for s in other.samples]
+        np.testing.assert_array_equal(np.stack(mine.frames.rgb), np.stack(other.frames.rgb))
+        assert len(mine.samples) - count <= 2
+        room = source.room(int(without.room_of_visit[visit]))
+        boxes = {s.object_ids: s.boxes_annotation for s in room.samples(room.rows) if s.task == "ground"}
+        for sample in mine.samples[count:]:
+            if sample.task == "ground":
+                np.testing.assert_array_equal(sample.boxes_annotation, boxes[sample.object_ids])
+        added += mine.samples[count:]
+        visits += [mine] if len(mine.samples) > count else []
+    assert len(added) > 10
+    assert {sample.task for sample in added} == {"qa", "ground"}
+    batch = RoomCollator(processor)(visits[:2])
+    assert batch["pixel_values_videos"].shape[0] == 2
+    assert batch["scene_index"].tolist() == [i for i, visit in enumerate(visits[:2]) for _ in visit.samples]
+
+
 def test_rooms_come_in_one_block_after_the_other(source):
     scenes = RoomScenes(source, 6000, num_frames=3, prompts_per_scene=6)
     blocks = scenes.room_of_visit // SETTINGS["block_size"]
@@ -165,6 +190,7 @@ def test_another_setting_is_refused_in_the_same_folder(source):
         ({"tasks": {}}, "rooms.tasks: wanted shares"),
         ({"block_size": 0}, "rooms.block_size: wanted at least 1; got 0"),
         ({"unlocked_at": 0.0}, "unlocked_at in"),
+        ({"plain_prompts": -1}, "plain_prompts of at least 0"),
     ],
 )
 def test_bad_settings_are_named(change, message):

@@ -1,11 +1,11 @@
 """The plainest prompts about a room: its things by kind and color, as they are seen in the sampled frames.
 
-The benchmarks' questions seldom ask for what a thing looks like, and a small language model that is trained from nothing needs thousands of such
-questions before it looks at the scene at all; what it has learned from them serves the others.
+The benchmarks' questions seldom ask for what a thing looks like: 7 % of the ScanQA questions of 40 rooms ask for a color.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def plain_samples(
     boxes: Mapping[int, np.ndarray],
     rng: np.random.Generator,
     data_root: str = "",
-) -> list[tuple[str, Sample]]:
+) -> list[Sample]:
     """All plain prompts about a room: the color of a kind, the kind of a color, and where a thing of both is.
 
     A kind, a color, or a pair of them is asked about only where one thing that is seen has it, and no other thing of the room has.
@@ -39,7 +39,7 @@ def plain_samples(
         data_root (`str`): As the other samples of the room have it; samples of different roots are of different videos.
 
     Returns:
-        `list` of `(kind, Sample)`: kinds `plain_color`, `plain_kind` (task `qa`) and `plain_place` (task `ground`).
+        `list[Sample]`: ids that begin with `plain_color`, `plain_kind` (task `qa`) or `plain_place` (task `ground`).
 
     Source:
         Ours.
@@ -47,51 +47,46 @@ def plain_samples(
     kinds = Counter(kind for kind, _ in names)
     colors = Counter(color for _, color in names)
     pairs = Counter(names)
-    found = []
+    found: list[Sample] = []
     for number, (kind, color) in enumerate(names):
         if color is None or seen_pixels[number] < LEAST_PIXELS:
             continue
-        common = {"scene_id": scene_id, "benchmark": "rooms", "split": "train", "data_root": data_root}
+
+        def ask(name: str, task: str, question: str, turns: list[dict], number: int = number, **answer: Any) -> None:
+            found.append(
+                Sample(
+                    sample_id=f"{name}/{scene_id}/{number}",
+                    scene_id=scene_id,
+                    data_root=data_root,
+                    benchmark="rooms",
+                    split="train",
+                    task=task,
+                    messages=turns,
+                    question=question,
+                    **answer,
+                )
+            )
+
         asked = []
         if kinds[kind] == 1:
             asked.append(("plain_color", f"What color is the {kind}?", color))
         if colors[color] == 1:
             asked.append(("plain_kind", f"Which object is {color}?", kind))
         for name, question, answer in asked:
-            turns = [
-                user_turn(BARE_STYLE if rng.random() < 0.5 else DEFAULT_STYLE, "qa", question=question),
-                reply_turn(answer),
-            ]
-            found.append(
-                (
-                    name,
-                    Sample(
-                        sample_id=f"{name}/{scene_id}/{number}",
-                        task="qa",
-                        messages=turns,
-                        question=question,
-                        answers=(answer,),
-                        **common,
-                    ),
-                )
+            style = BARE_STYLE if rng.random() < 0.5 else DEFAULT_STYLE
+            ask(
+                name,
+                "qa",
+                question,
+                [user_turn(style, "qa", question=question), reply_turn(answer)],
+                answers=(answer,),
             )
         if pairs[kind, color] == 1 and number in boxes:
             description = f"the {color} {kind}."
             turns = [user_turn(DEFAULT_STYLE, "ground", description=description), box_turn()]
-            found.append(
-                (
-                    "plain_place",
-                    Sample(
-                        sample_id=f"plain_place/{scene_id}/{number}",
-                        task="ground",
-                        messages=turns,
-                        question=description,
-                        object_ids=(number,),
-                        boxes_annotation=boxes[number][None],
-                        box_block=(0,),
-                        **common,
-                    ),
-                )
+            box = boxes[number][None]
+            ask(
+                "plain_place", "ground", description, turns, object_ids=(number,), boxes_annotation=box, box_block=(0,)
             )
     return found
 

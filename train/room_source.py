@@ -380,7 +380,7 @@ class RoomScenes(torch.utils.data.Dataset):
             if row["task"] == "ground"
         }
         pixels = np.bincount(instance.reshape(-1), minlength=BACKGROUND + 1)
-        found = [sample for _, sample in plain_samples(room.scene_id, names, pixels, boxes, rng, str(room.data_root))]
+        found = plain_samples(room.scene_id, names, pixels, boxes, rng, str(room.data_root))
         chosen = rng.permutation(len(found))[: self.source.settings.plain_prompts]
         return [found[number] for number in sorted(chosen)]
 

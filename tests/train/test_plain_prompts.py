@@ -14,7 +14,8 @@ BOXES = {number: np.arange(6.0) + number for number in (0, 1, 2, 4)}
 
 def asked(seed=0, **change):
     given = {"names": NAMES, "seen_pixels": SEEN, "boxes": BOXES, **change}
-    return plain_samples("room", rng=np.random.default_rng(seed), data_root="there", **given)
+    found = plain_samples("room", rng=np.random.default_rng(seed), data_root="there", **given)
+    return [(sample.sample_id.split("/")[0], sample) for sample in found]
 
 
 def test_only_what_one_thing_of_the_room_has_is_asked_about():

@@ -182,6 +182,7 @@ class VidLLMJointTrainer(Trainer):
         self._names: list[str] | None = None
         self._unchecked: list[_NumbersOnTheirWay] = []
         self._step_ids: list[str] = []
+        self._window_start: tuple[float, int] | None = None
         self._forget_window()
 
     # ------------------------------------------------------------------ data
@@ -422,8 +423,9 @@ class VidLLMJointTrainer(Trainer):
             counts = self._window_counts.tolist()
             logs.update({n: s / c for n, s, c in zip(self._names, sums, counts, strict=True) if c > 0})
             logs["given_geometry"] = given / max(videos, 1)
-            started, step = self._window_start
-            logs["seconds_per_step"] = (time.perf_counter() - started) / max(self.state.global_step - step, 1)
+            if self._window_start is not None:
+                started, step = self._window_start
+                logs["seconds_per_step"] = (time.perf_counter() - started) / max(self.state.global_step - step, 1)
             self._forget_window()
         super().log(logs, start_time)
 

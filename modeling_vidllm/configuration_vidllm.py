@@ -84,6 +84,8 @@ class VidLLMConfig(PreTrainedConfig):
         voxel_size_m (`float`): Edge of the smallest pooling voxel, metres.
         position_embedding (`bool`): Whether the 3D position is added to the language stream (paper eq. 4).
         position_hidden_size (`int`): Ours: hidden width of the position MLPs.
+        projector_hidden_size (`int`, *optional*): Ours: hidden width of the projector; the language model's width if not given.
+        scene_token_scale (`float`): Ours: root mean square of scene tokens and point embeddings, that of the language model's word embeddings.
         box_output (`str`): `decoder` (grounding decoder) or `text` (six numbers in the answer).
         grounding_hidden_size (`int`): Ours: width of the grounding decoder.
         num_grounding_heads (`int`): Ours: attention heads of the grounding decoder.
@@ -191,6 +193,8 @@ class VidLLMConfig(PreTrainedConfig):
     voxel_size_m: float = 0.2
     position_embedding: bool = True
     position_hidden_size: int = 1024
+    projector_hidden_size: int | None = None
+    scene_token_scale: float = 0.02
     # grounding
     box_output: str = "decoder"
     grounding_hidden_size: int = 256
@@ -273,11 +277,15 @@ class VidLLMConfig(PreTrainedConfig):
         positive = (
             "encoder_frame_chunk num_bridge_tokens num_adapter_layers adapter_expansion num_camera_layers num_camera_iterations "
             "dense_head_features dense_frame_chunk metric_decoder_features num_depth_bins num_scale_frames num_scene_tokens "
-            "voxel_size_m position_hidden_size num_grounding_queries grounding_temperature max_boxes_per_loc rope_base"
+            "voxel_size_m position_hidden_size scene_token_scale num_grounding_queries grounding_temperature max_boxes_per_loc rope_base"
         )
         for name in positive.split():
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: wanted a positive number; got {getattr(self, name)}")
+        if self.projector_hidden_size is not None and not self.projector_hidden_size > 0:
+            raise ValueError(
+                f"projector_hidden_size: wanted a positive number or none; got {self.projector_hidden_size}"
+            )
 
 
 __all__ = ["VidLLMConfig"]

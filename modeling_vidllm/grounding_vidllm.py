@@ -372,7 +372,8 @@ class VidLLMGroundingDecoder(nn.Module):
 
     Source:
         Upstream: LLaVA-3D supplement (arXiv 2409.18125v3). Ours: what its layers' docstrings say, the no-target
-        score, proposals as query centres.
+        score, proposals as query centres, contents that start as the nearest scene token instead of zero (an average over
+        neighbours hides what a query stands on, and what fits a description was then not learned from scratch).
     """
 
     def __init__(self, config: VidLLMConfig):
@@ -511,7 +512,7 @@ class VidLLMGroundingDecoder(nn.Module):
         proposals: torch.Tensor | None,
     ) -> dict:
         """The `(scenes, locs, text_hidden_size)` locs of scenes; the fields of the output for them."""
-        num_scenes, num_locs, num_queries = *loc_states.shape[:2], query_positions.shape[1]
+        num_locs = loc_states.shape[1]
         neighbor_index, neighbor_mask = nearest_neighbors(
             query_positions, scene_positions, scene_mask, max(self.num_neighbors)
         )
@@ -525,8 +526,11 @@ class VidLLMGroundingDecoder(nn.Module):
         encoding = self.query_encoding(query_positions, torch.float32)
         scene_states = self.scene_proj(self.scene_norm(scene_tokens))
         loc = self.loc_proj(self.loc_norm(loc_states)).unsqueeze(2)
-        # Contents start at zero; a query's position comes in with its encoding.
-        hidden_states = torch.cat([loc.new_zeros(num_scenes, num_locs, num_queries, loc.shape[-1]), loc], dim=2)
+        # A query starts as the scene token at its place, or nearest to it; its position comes in with its encoding.
+        nearest = _of_neighbors(scene_states, neighbor_index[..., :1]).squeeze(2) * neighbor_mask[..., 0, None]
+        # (scenes, queries, width) -> (scenes, locs, queries, width)
+        contents = nearest.unsqueeze(1).expand(-1, num_locs, -1, -1)
+        hidden_states = torch.cat([contents, loc], dim=2)
         boxes_per_layer = []
         for num_neighbors, layer, box_head in zip(self.num_neighbors, self.layers, self.box_heads, strict=True):
             hidden_states = layer(

@@ -247,19 +247,60 @@ class VidLLMPositionMlp(nn.Module):
         return self.mlp(scaled.to(dtype))
 
 
+class VidLLMEmbeddingNorm(nn.Module):
+    """Brings what takes the place of word embeddings to their size: RMS norm, a learned factor per channel, a fixed scale.
+
+    A language model looks up what it read before by the direction of the residual stream. An embedding that is many times as large as
+    those of words drowns whatever its own layers add to it, and a language model of random weights then does not learn to look anything up.
+
+    Args:
+        config (`VidLLMConfig`): Reads `scene_token_scale` and the language model's width.
+
+    Source:
+        Ours. Upstream: Gemma 3 (huggingface/transformers) norms its image features too.
+    """
+
+    EPS = 1e-6
+
+    def __init__(self, config: VidLLMConfig):
+        super().__init__()
+        self.scale = config.scene_token_scale
+        self.weight = nn.Parameter(torch.ones(config.text_config.hidden_size))
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Set the factors to 1 again: a checkpoint may lack them."""
+        init.ones_(self.weight)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Norm embeddings.
+
+        Args:
+            embeddings (`torch.Tensor` of shape `(..., text_hidden_size)`): Of any size.
+
+        Returns:
+            `torch.Tensor` of the same shape and dtype: root mean square `scene_token_scale` where the factors are 1; computed in float32.
+        """
+        full = embeddings.float()
+        full = full * (full.square().mean(-1, keepdim=True) + self.EPS).rsqrt()
+        return (full * (self.scale * self.weight.float())).to(embeddings.dtype)
+
+
 class VidLLMPointEmbedding(nn.Module):
     """Turns a given 3D point into the embedding that replaces a `<coord>` token.
 
     Args:
-        config (`VidLLMConfig`): Reads `position_hidden_size` and the language model's width.
+        config (`VidLLMConfig`): Reads `position_hidden_size`, `scene_token_scale` and the language model's width.
 
     Source:
-        Upstream: LLaVA-3D's coordinate prompt (a separate two-layer MLP on the centre). Ours: see `VidLLMPositionMlp`.
+        Upstream: LLaVA-3D's coordinate prompt (a separate two-layer MLP on the centre). Ours: see `VidLLMPositionMlp` and
+        `VidLLMEmbeddingNorm`.
     """
 
     def __init__(self, config: VidLLMConfig):
         super().__init__()
         self.position_mlp = VidLLMPositionMlp(config.position_hidden_size, config.text_config.hidden_size)
+        self.norm = VidLLMEmbeddingNorm(config)
 
     def forward(self, points_room: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Embed points.
@@ -273,7 +314,7 @@ class VidLLMPointEmbedding(nn.Module):
         Returns:
             `torch.Tensor` of shape `(..., text_hidden_size)`.
         """
-        return self.position_mlp(points_room, dtype or points_room.dtype)
+        return self.norm(self.position_mlp(points_room, dtype or points_room.dtype))
 
 
 class VidLLMSceneTokens(nn.Module):
@@ -281,10 +322,11 @@ class VidLLMSceneTokens(nn.Module):
 
     Args:
         config (`VidLLMConfig`): Reads `position_embedding`, `position_hidden_size`, `num_scene_tokens`,
-            `voxel_size_m` and the widths of the two sub-models.
+            `voxel_size_m`, `projector_hidden_size`, `scene_token_scale` and the widths of the two sub-models.
 
     Source:
-        Paper: eq. 3-4. Ours: pooling, number of tokens, projector (the paper's figure says only "Pooling").
+        Paper: eq. 3-4. Ours: pooling, number of tokens, projector (the paper's figure says only "Pooling"), both norms: the language
+        stream is brought to unit variance per patch before its place is added, the tokens to the size of word embeddings.
     """
 
     def __init__(self, config: VidLLMConfig):
@@ -296,7 +338,8 @@ class VidLLMSceneTokens(nn.Module):
             self.position_mlp = VidLLMPositionMlp(config.position_hidden_size, width)
         else:
             self.position_mlp = None
-        self.projector = VidLLMMlp(width, text_width, text_width)
+        self.projector = VidLLMMlp(width, config.projector_hidden_size or text_width, text_width)
+        self.norm = VidLLMEmbeddingNorm(config)
 
     def forward(
         self,
@@ -372,15 +415,16 @@ class VidLLMSceneTokens(nn.Module):
             pooled_positions = segment_means(positions, lengths)
             mask = lengths > 0
 
-        features = lang_tokens[kept].float()
+        features = nn.functional.layer_norm(lang_tokens[kept].float(), lang_tokens.shape[-1:])
         if self.position_mlp is not None:
             features = features + self.position_mlp(positions, dtype).float()
-        tokens = self.projector(segment_means(features, lengths).to(dtype))
+        tokens = self.norm(self.projector(segment_means(features, lengths).to(dtype)))
         # The projector's biases would fill empty slots.
         return tokens.masked_fill(~mask.unsqueeze(-1), 0.0), pooled_positions, mask
 
 
 __all__ = [
+    "VidLLMEmbeddingNorm",
     "VidLLMPointEmbedding",
     "VidLLMPositionMlp",
     "VidLLMSceneTokens",

@@ -1,4 +1,4 @@
-"""Losses of the grounding decoder, without batches and weights: which query answers for which true box, and what follows from it.
+"""Losses of the grounding decoder, without batches and weights: which queries answer for which true box, and what follows from it.
 
 Shapes: G `<loc>` tokens, M boxes, T queries, C = 1 + T + M columns.
 """
@@ -22,40 +22,56 @@ def box_losses(
     cost_l1: float = 1.0,
     cost_diou: float = 1.0,
     cost_score: float = 1.0,
+    margin: float = 0.3,
 ) -> dict[str, torch.Tensor]:
     """Boxes of matched queries after every layer, and how well the queries and "no target" are told apart.
+
+    A box is matched with the query that `assign_boxes` gives it, and with all queries that start in it or near it. Which of these see the thing
+    itself, and which the floor under it, is for the model to find out: the box must be found by any of them, and each is taught the box as
+    much as it is trusted among them.
 
     Args:
         found (`VidLLMGroundingOutput`): Of the decoder.
         true_boxes (`torch.Tensor` of shape `(G, M, 6)`): `(cx, cy, cz, dx, dy, dz)` in the frame and unit of the decoder's boxes.
         box_mask (`torch.Tensor` of shape `(G, M)`, bool): Which of them the `<loc>` means.
-        cost_l1 (`float`): Weight of the L1 distance when queries are matched to boxes.
+        cost_l1 (`float`): Weight of the L1 distance when queries are assigned to boxes.
         cost_diou (`float`): Weight of 1 - DIoU.
         cost_score (`float`): Weight of the query's matching probability.
+        margin (`float`): How far from a box, along each axis, a query may start that is matched with it; same unit.
 
     Returns:
-        `dict`: `l1` (sum over the six numbers) and `diou` (1 - DIoU), means over the layers, `(G, M)`, 0 where a box has no query; `match`
-        `(G,)`: cross-entropy over queries and no target, mean over the matched queries, each against all others; of no target where no box
-        is meant; 0 where there are boxes and no query.
+        `dict`: `l1` (sum over the six numbers) and `diou` (1 - DIoU), means over the layers and over the matched queries by their probability
+        among them (without gradient), `(G, M)`, 0 where a box has no query; `match` `(G,)`: minus the logarithm of the probability of all
+        matched queries of a box together, among all queries and no target, mean over the boxes; of no target where no box is meant; 0 where
+        there are boxes and no query.
 
     Source:
-        Upstream: LLaVA-3D supplement (DIoU, InfoNCE between matched queries and `<loc>`), Video-3D-LLM (no target). Ours: L1, matching by the
-        last layer for all layers, so that a query keeps its box.
+        Upstream: LLaVA-3D supplement (DIoU, InfoNCE between matched queries and `<loc>`), Video-3D-LLM (no target); VoteNet
+        (arXiv 1904.09664) for many points that answer for the box they lie in. Ours: L1, assignment by the last layer for all layers, one
+        probability for all matched queries. With the assigned query alone, 44 % of the things of procedural rooms were matched with a query on
+        the floor or wall beside them, and which query fits a description was not learned.
     """
     scores = torch.cat([found.match_logits, found.no_target_logit[:, None]], dim=1).float().log_softmax(dim=1)
     boxes = found.boxes_per_layer.float()
     with torch.no_grad():
         last, wanted = boxes[:, -1, None], true_boxes[:, :, None]
         cost = cost_l1 * (last - wanted).abs().sum(-1) + cost_diou * (1 - box_diou(last, wanted))
-        query, matched = assign_boxes(cost - cost_score * scores[:, None, :-1].exp(), box_mask, found.query_mask)
-    # (G, layers, T, 6) -> (G, layers, M, 6)
-    picked = boxes.gather(2, query[:, None, :, None].expand(-1, boxes.shape[1], -1, 6))
-    wanted = true_boxes[:, None]
-    losses = {"l1": (picked - wanted).abs().sum(-1).mean(1), "diou": (1 - box_diou(picked, wanted)).mean(1)}
-    losses = {name: torch.where(matched, value, torch.zeros_like(value)) for name, value in losses.items()}
+        query, has_query = assign_boxes(cost - cost_score * scores[:, None, :-1].exp(), box_mask, found.query_mask)
+        # (G, 1, T, 3) - (G, M, 1, 3) -> (G, M, T)
+        offset = (found.query_positions.float()[:, None] - wanted[..., :3]).abs()
+        matched = (offset <= wanted[..., 3:] / 2 + margin).all(-1) & found.query_mask[:, None]
+        matched = matched.scatter(2, query[..., None], True) & has_query[..., None]
+    of_matched = scores[:, None, :-1].masked_fill(~matched, -torch.inf)
+    # A box without a query has none to be trusted; any finite row keeps its gradient finite.
+    of_matched = torch.where(has_query[..., None], of_matched, torch.zeros_like(of_matched))
+    trust = of_matched.detach().softmax(dim=-1) * matched
+    # (G, layers, 1, T, 6) and (G, 1, M, 1, 6) -> (G, layers, M, T)
+    guessed, wanted = boxes[:, :, None], true_boxes[:, None, :, None]
+    l1, far = (guessed - wanted).abs().sum(-1), 1 - box_diou(guessed, wanted)
+    losses = {name: (trust[:, None] * value).sum(-1).mean(1) for name, value in (("l1", l1), ("diou", far))}
 
-    surprise = -scores[:, :-1].gather(1, query)
-    per_loc = torch.where(matched, surprise, torch.zeros_like(surprise)).sum(1) / matched.sum(1).clamp(min=1)
+    surprise = torch.where(has_query, -of_matched.logsumexp(dim=-1), torch.zeros_like(of_matched[..., 0]))
+    per_loc = surprise.sum(1) / has_query.sum(1).clamp(min=1)
     losses["match"] = torch.where(box_mask.any(1), per_loc, -scores[:, -1])
     return losses
 

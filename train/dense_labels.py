@@ -6,8 +6,9 @@ words of an answer tell only in a roundabout way.
 Shapes: B videos, S frames, H W pixels, h w patch grid, P = h * w patches, C encoder width.
 """
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,10 +61,36 @@ def patch_labels(instance: np.ndarray, object_labels: np.ndarray, patch_size: in
     return labels.reshape(frames, rows * columns, 2)
 
 
+def loc_labels(samples: Sequence[Sample], object_labels: Sequence[np.ndarray]) -> torch.Tensor:
+    """Category and colour of what the only `<loc>` of each prompt means.
+
+    Args:
+        samples (`Sequence[Sample]`): Of procedural rooms.
+        object_labels (`Sequence[np.ndarray]` of shapes `(objects, 2)`, int64): For each sample, category and colour (-1 = none) by object id.
+
+    Returns:
+        `torch.Tensor` of shape `(Q, 2)`, int64: category, colour; `IGNORED_LABEL` where there is no `<loc>`, or several, or no thing, or
+        where things differ.
+
+    Source:
+        Ours.
+    """
+    labels = torch.full((len(samples), 2), IGNORED_LABEL)
+    for row, (sample, known) in enumerate(zip(samples, object_labels, strict=True)):
+        if sample.num_box_blocks != 1 or not sample.object_ids:
+            continue
+        meant = known[list(sample.object_ids)]
+        for which in range(2):
+            values = set(meant[:, which].tolist())
+            if len(values) == 1 and min(values) >= 0:
+                labels[row, which] = values.pop()
+    return labels
+
+
 class RoomCollator(VidLLMCollator):
     """Batches of `RoomScene`s: as `VidLLMCollator`, with labels of patches in `targets`.
 
-    `patch_labels` `(B, S, P, 2)` and `patch_matches` `(B, S, S, P)`, int64, are what the functions of these names return.
+    `patch_labels` `(B, S, P, 2)`, `patch_matches` `(B, S, S, P)` and `loc_labels` `(Q, 2)`, int64, are what the functions of these names return.
 
     Args:
         processor (`VidLLMProcessor`): Of the model.
@@ -89,11 +116,12 @@ class RoomCollator(VidLLMCollator):
         Raises:
             VidLLMInputError: The processor changes the size of the pictures, so that labels would be elsewhere.
         """
-        samples = []
+        samples, labels_of_sample = [], []
         for number, scene in enumerate(scenes):
             name = f"{scene.frames.scene_id}#{number}"
             self._frames_of_scene[name] = scene.frames
             samples += [_renamed(sample, name) for sample in scene.samples]
+            labels_of_sample += [scene.object_labels] * len(scene.samples)
         try:
             batch = super().__call__(samples)
         finally:
@@ -109,6 +137,7 @@ class RoomCollator(VidLLMCollator):
                 f"rooms: wanted pictures of the size that the model sees, {tuple(wanted)} (height, width); got {tuple(got)}"
             )
         targets = batch["targets"]
+        targets["loc_labels"] = loc_labels(samples, labels_of_sample)
         targets["patch_labels"] = torch.from_numpy(np.stack(labels))
         targets["patch_matches"] = patch_matches(
             targets["depth_m"],
@@ -151,6 +180,64 @@ def label_codes(width: int, device: torch.device | None = None) -> torch.Tensor:
         raise ValueError(f"dense labels: wanted an encoder width of at least {count}; got {width}")
     drawn = torch.randn(width, count, generator=torch.Generator().manual_seed(_CODE_SEED), dtype=torch.float64)
     return torch.linalg.qr(drawn)[0].T.float().to(device)
+
+
+def label_tokens(labels: torch.Tensor, width: int) -> torch.Tensor:
+    """What the language stream would be if it said the labels of its patches and nothing else.
+
+    Args:
+        labels (`torch.Tensor` of shape `(..., 2)`, int64): Category and colour; `IGNORED_LABEL` where unknown.
+        width (`int`): C.
+
+    Returns:
+        `torch.Tensor` of shape `(..., C)`, float32: sum of the codes of both, of unit variance where both are known; zero where neither is.
+
+    Raises:
+        ValueError: See `label_codes`.
+
+    Source:
+        Ours: the codes are those that `DenseLabels` pulls the stream towards.
+    """
+    codes = label_codes(width, labels.device)
+    # The last row stands for what is unknown.
+    table = torch.cat([codes * (width / 2) ** 0.5, codes.new_zeros(1, width)])
+    category, colour = labels.unbind(-1)
+    unknown = len(codes)
+    rows = torch.stack([category, colour + NUM_CATEGORIES], dim=-1)
+    return table[rows.masked_fill(labels == IGNORED_LABEL, unknown)].sum(-2)
+
+
+@contextlib.contextmanager
+def given_language_stream(scene_tokens: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> Iterator[None]:
+    """Within the context, the scene tokens of some videos are made of given tokens instead of the language stream.
+
+    A language model that is trained from nothing can so learn to look things up in a scene, while the encoder does not yet see what they are.
+
+    Args:
+        scene_tokens (`VidLLMSceneTokens`): Of the model whose forward runs in the context.
+        tokens (`torch.Tensor` of shape `(B, S, P, C)`): Stand-ins for the language stream.
+        mask (`torch.Tensor` of shape `(B,)`, bool): Videos that get them. The others, and losses on the stream itself, see what the model computed.
+
+    Raises:
+        ValueError: The videos are not all of one size, so that the model takes them in groups.
+
+    Source:
+        Ours.
+    """
+
+    def replaced(module: torch.nn.Module, arguments: tuple) -> tuple:
+        stream, *others = arguments
+        if stream.shape != tokens.shape:
+            raise ValueError(
+                f"given labels: wanted videos of one size, with a language stream of shape {tuple(tokens.shape)}; got {tuple(stream.shape)}"
+            )
+        return (torch.where(mask[:, None, None, None], tokens.to(stream.dtype), stream), *others)
+
+    handle = scene_tokens.register_forward_pre_hook(replaced)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -218,4 +305,12 @@ class DenseLabels:
         return {"dense_category": known[0], "dense_colour": known[1]}
 
 
-__all__ = ["DenseLabels", "RoomCollator", "label_codes", "patch_labels"]
+__all__ = [
+    "DenseLabels",
+    "RoomCollator",
+    "given_language_stream",
+    "label_codes",
+    "label_tokens",
+    "loc_labels",
+    "patch_labels",
+]

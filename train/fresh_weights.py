@@ -9,6 +9,7 @@ import math
 import torch
 from torch import nn
 
+from vidllm.modeling_vidllm.layers_vidllm import VidLLMMlp
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.modeling_vidllm.reconstruction_vidllm import VidLLMReconstructor
 from vidllm.train.matching_directions import MatchingDirections, matching_directions
@@ -19,6 +20,7 @@ POSITION_SIZE = 0.7
 SPECIAL_TOKEN_STD = 0.02
 # Last layers of residual branches, by the names that encoder, adapter and reconstruction give them.
 BRANCH_ENDS = (".proj", ".fc2", ".o_proj")
+LANGUAGE_BRANCH_ENDS, LANGUAGE_BRANCH_GAIN = (".o_proj", ".down_proj"), 0.1
 # Layers whose first value means something: a fresh model has a level first camera.
 KEPT_LAYERS = ("room_head.mlp.fc2",)
 # How sharply likeness is told, and how strongly the first frame is preferred.
@@ -29,12 +31,16 @@ FIRST_GAIN, MATCH_GAIN, FRAME_GAIN = 4.0, 6.0, 8.0
 
 @torch.no_grad()
 def draw_for_training_from_nothing(model: VidLLMForConditionalGeneration) -> None:
-    """Give encoder, adapter and reconstruction first values of unit gain, in place; uses torch's global generator.
+    """Give encoder, adapter, reconstruction, projector and language model first values of unit gain, in place; uses torch's global generator.
 
     - Linear layers and the patch embedding: normal with variance 1 / inputs; the last layer of a residual branch smaller by the root of the number
       of branches of its part. Layers that start at zero stay there, so that a fresh adapter is still the identity.
     - Position embeddings of a square grid: sines and cosines of row and column, periods from 4 to 1/2 picture sides.
     - The last layer of the pose: zero, so that the first steps do not push all tokens the same way for the sake of a constant.
+    - The projector of the scene tokens: hidden units in pairs of opposite sign, so that it starts as a linear map (gelu(x) - gelu(-x) = x). A
+      language model of random weights learns to look things up in tokens that are sums of what they say, but hardly in mixtures of them.
+    - The language model's linear layers: unit gain too; the last layers of its branches a tenth of it, so that words speak louder than layers
+      which have learned nothing yet. Its embeddings stay small, because they are also its last layer.
     - Three heads of the reconstruction blocks look for the camera's motion from the start, see `_wire_matching`.
 
     Args:
@@ -64,7 +70,21 @@ def draw_for_training_from_nothing(model: VidLLMForConditionalGeneration) -> Non
     projection.normal_(0.0, projection[0].numel() ** -0.5)
     embeddings.position_embeddings[0, 1:] = _grid_positions(*embeddings.position_embeddings.shape[1:])
     reconstruction.camera_head.pose_branch.fc2.weight.zero_()
+    for name, module in core.language_model.named_modules():
+        if isinstance(module, nn.Linear):
+            gain = LANGUAGE_BRANCH_GAIN if name.endswith(LANGUAGE_BRANCH_ENDS) else 1.0
+            module.weight.normal_(0.0, gain * module.in_features**-0.5)
+    _start_linear(core.scene_tokens.projector)
     _wire_matching(reconstruction, matching_directions(config))
+
+
+def _start_linear(mlp: VidLLMMlp) -> None:
+    """Unit gain, and each hidden unit beside its opposite; an odd one stays alone."""
+    mlp.fc1.weight.normal_(0.0, mlp.fc1.in_features**-0.5)
+    mlp.fc2.weight.normal_(0.0, mlp.fc2.in_features**-0.5)
+    half = mlp.fc1.out_features // 2
+    mlp.fc1.weight[half : 2 * half] = -mlp.fc1.weight[:half]
+    mlp.fc2.weight[:, half : 2 * half] = -mlp.fc2.weight[:, :half]
 
 
 def _wire_matching(reconstruction: VidLLMReconstructor, directions: MatchingDirections) -> None:

@@ -34,6 +34,7 @@ from vidllm.train.dense_labels import DenseLabels, RoomCollator
 from vidllm.train.dense_matching import DenseMatching
 from vidllm.train.initialise import build_untrained
 from vidllm.train.joint_trainer import LossPlugin, VidLLMJointTrainer
+from vidllm.train.loc_labels import LocLabels
 from vidllm.train.lora import add_lora, save_and_merge
 from vidllm.train.presets import PRESETS
 from vidllm.train.recipes import RECIPES, JointRecipe, chosen_recipe
@@ -132,6 +133,8 @@ def joint_data(
         plugins: tuple[LossPlugin, ...] = ()
         if chosen.dense_labels:
             plugins += (DenseLabels(chosen.dense_labels),)
+        if chosen.loc_labels:
+            plugins += (LocLabels(chosen.loc_labels),)
         if chosen.dense_matching:
             plugins += (DenseMatching(chosen.dense_matching),)
         makers = RoomMakers(source) if PartialState().is_local_main_process else contextlib.nullcontext()
@@ -292,6 +295,7 @@ def train_joint(
             args=args,
             losses=chosen.losses,
             given_geometry=chosen.given_geometry,
+            given_labels=chosen.given_labels,
             plugins=[*data.plugins, *plugins],
             has_metric_depth=data.has_metric_depth,
             freeze_encoder=chosen.freeze_encoder,

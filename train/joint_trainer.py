@@ -7,6 +7,7 @@ Nothing waits for the device within a step: what is logged is added up there, an
 Shapes: B videos, Q prompts, L text tokens, S frames, H W pixels.
 """
 
+import contextlib
 import itertools
 import math
 import re
@@ -23,8 +24,9 @@ from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneratio
 from vidllm.modeling_vidllm.outputs_vidllm import VidLLMOutput
 from vidllm.modeling_vidllm.shared_prefix_vidllm import prefix_obstacle
 from vidllm.train.collator import IGNORED_LABEL, keyed_generator, model_inputs
+from vidllm.train.dense_labels import given_language_stream, label_tokens
 from vidllm.train.losses import TERMS, JointLossSettings, joint_loss_counts, joint_loss_terms, total_loss
-from vidllm.train.recipes import GeometryMixing
+from vidllm.train.recipes import MixingSchedule
 
 
 # What the model reads on the host anyway.
@@ -32,7 +34,7 @@ HOST_INPUTS = ("sample_ids", "video_size_shw", "scale_frames")
 GEOMETRY_MODULES = ("reconstruction", "metric_depth")
 GIVEN_PARTS = ("cam_from_world", "intrinsics_px", "depth_m")
 # What the trainer adds to a batch for itself.
-_GIVEN_MASK, _FIRST_LOGIT = "given_mask", "first_logit"
+_GIVEN_MASK, _GIVEN_LABELS_MASK, _FIRST_LOGIT = "given_mask", "given_labels_mask", "first_logit"
 
 
 class LossPlugin(Protocol):
@@ -119,8 +121,10 @@ class VidLLMJointTrainer(Trainer):
         model (`VidLLMForConditionalGeneration`): Or a `PeftModel` around it.
         args (`TrainingArguments`): With `remove_unused_columns=False`; one process per device.
         losses (`JointLossSettings`, *optional*): Weights and constants of the losses.
-        given_geometry (`GeometryMixing`, *optional*): With which probability a video with true cameras and depth is given them. Keyed by the
+        given_geometry (`MixingSchedule`, *optional*): With which probability a video with true cameras and depth is given them. Keyed by the
             run's seed, the step and the video's first sample.
+        given_labels (`MixingSchedule`, *optional*): With which probability the scene tokens of a video with labelled patches are made of the
+            labels; keyed in the same way.
         plugins (`Sequence[LossPlugin]`): Further losses.
         has_metric_depth (`bool`): Whether the data has depth in metres; the model then says so of its outputs, from the start.
         freeze_encoder (`bool`): Whether the vision encoder stays as it is.
@@ -147,7 +151,8 @@ class VidLLMJointTrainer(Trainer):
         model: nn.Module,
         args: TrainingArguments,
         losses: JointLossSettings | None = None,
-        given_geometry: GeometryMixing | None = None,
+        given_geometry: MixingSchedule | None = None,
+        given_labels: MixingSchedule | None = None,
         plugins: Sequence[LossPlugin] = (),
         has_metric_depth: bool = False,
         freeze_encoder: bool = True,
@@ -176,7 +181,8 @@ class VidLLMJointTrainer(Trainer):
         self.model_config = config
         self._share_prefix = prefix_obstacle(base_model(model).model.language_model) is None
         self.losses = losses or JointLossSettings()
-        self.given_geometry = given_geometry or GeometryMixing(start=0.0, end=0.0)
+        self.given_geometry = given_geometry or MixingSchedule(start=0.0, end=0.0)
+        self.given_labels = given_labels or MixingSchedule(start=0.0, end=0.0)
         self.plugins = list(plugins)
         self.learning_rate_factors = dict(learning_rate_factors or {})
         self._names: list[str] | None = None
@@ -248,22 +254,28 @@ class VidLLMJointTrainer(Trainer):
         return total
 
     def _completed(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch that says where its labels start, and which videos are given their true geometry, if any are."""
+        """A batch that says where its labels start, and which videos are given their true geometry or labels, if any are."""
         batch = {**batch, _FIRST_LOGIT: first_logit(batch["labels"])}
         targets = batch["targets"]
-        known = targets["camera_mask"] & targets["depth_mask"]
-        share = self.given_geometry.share(self.progress)
-        given = torch.zeros_like(known)
-        if share > 0 and "depth_m" in targets:
-            first_prompt: dict[int, str] = {}
-            for sample_id, video in zip(batch["sample_ids"], batch["scene_index"].tolist(), strict=True):
-                first_prompt.setdefault(video, sample_id)
-            names = [first_prompt.get(video, "") for video in range(len(known))]
-            drawn = [self._drawn("given geometry", name) < share for name in names]
-            given = torch.tensor(drawn) & known
-        self._window_given += int(given.sum())
-        self._window_videos += len(given)
-        return {**batch, _GIVEN_MASK: given} if given.any() else batch
+        geometry = targets["camera_mask"] & targets["depth_mask"]
+        if "depth_m" not in targets:
+            geometry = torch.zeros_like(geometry)
+        labels = torch.full_like(geometry, "patch_labels" in targets)
+        first_prompt: dict[int, str] = {}
+        for sample_id, video in zip(batch["sample_ids"], batch["scene_index"].tolist(), strict=True):
+            first_prompt.setdefault(video, sample_id)
+        names = [first_prompt.get(video, "") for video in range(len(geometry))]
+        for what, mask_name, known, schedule in (
+            ("given geometry", _GIVEN_MASK, geometry, self.given_geometry),
+            ("given labels", _GIVEN_LABELS_MASK, labels, self.given_labels),
+        ):
+            share = schedule.share(self.progress)
+            given = torch.tensor([share > 0 and self._drawn(what, name) < share for name in names]) & known
+            self._window_given[mask_name] += int(given.sum())
+            if given.any():
+                batch[mask_name] = given
+        self._window_videos += len(geometry)
+        return batch
 
     def _drawn(self, what: str, name: str) -> float:
         """A number in 0..1 of this step."""
@@ -295,7 +307,7 @@ class VidLLMJointTrainer(Trainer):
             batch gets some that are none, so that their embedding takes part in every step. Where the language
             model allows it, prompts of a video share its tokens in one row.
         """
-        own = ("labels", _GIVEN_MASK, _FIRST_LOGIT)
+        own = ("labels", _GIVEN_MASK, _GIVEN_LABELS_MASK, _FIRST_LOGIT)
         inputs = {name: value for name, value in model_inputs(batch).items() if name not in own}
         if "coord_points_world" not in inputs:
             prompts, device = len(batch["input_ids"]), batch["input_ids"].device
@@ -333,7 +345,8 @@ class VidLLMJointTrainer(Trainer):
             Paper: eq. 8.
         """
         arguments, first = self.forward_inputs(inputs)
-        output = model(**arguments)
+        with self._given_labels(inputs):
+            output = model(**arguments)
         # As if the first position were the first that is kept: no label lies before it.
         batch = {**inputs, "labels": inputs["labels"][:, first:]}
         terms = joint_loss_terms(output, batch, self.model_config, self.losses)
@@ -353,6 +366,14 @@ class VidLLMJointTrainer(Trainer):
             self._unchecked.append(_NumbersOnTheirWay(values, list(self._names), inputs["sample_ids"], self._step))
         loss = loss * self.args.world_size
         return (loss, output) if return_outputs else loss
+
+    def _given_labels(self, batch: Mapping[str, Any]) -> contextlib.AbstractContextManager:
+        """Where some videos of the batch are given their labels, a forward that uses them."""
+        if _GIVEN_LABELS_MASK not in batch:
+            return contextlib.nullcontext()
+        tokens = label_tokens(batch["targets"]["patch_labels"], self.model_config.vision_config.hidden_size)
+        scene_tokens = base_model(self.model).model.scene_tokens
+        return given_language_stream(scene_tokens, tokens, batch[_GIVEN_LABELS_MASK])
 
     @property
     def _step(self) -> int:
@@ -395,11 +416,12 @@ class VidLLMJointTrainer(Trainer):
     def _forget_window(self) -> None:
         """Start adding up anew."""
         self._window_counts, self._window_sums = 0.0, 0.0
-        self._window_given = self._window_videos = 0
+        self._window_given = {_GIVEN_MASK: 0, _GIVEN_LABELS_MASK: 0}
+        self._window_videos = 0
         self._window_start = (time.perf_counter(), self.state.global_step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with every term's mean over what was seen since the last line, and the share of videos that were given their geometry.
+        """Log, with every term's mean over what was seen since the last line, and the shares of videos that were given their geometry and labels.
 
         Args:
             logs (`dict[str, float]`): Of the Trainer: `loss` (mean of the steps' totals), `grad_norm`, `learning_rate`.
@@ -414,15 +436,16 @@ class VidLLMJointTrainer(Trainer):
         self._raise_if_not_finite()
         if "loss" in logs and self._names is not None:
             given = torch.tensor(
-                [self._window_given, self._window_videos], dtype=torch.float64, device=self.args.device
+                [*self._window_given.values(), self._window_videos], dtype=torch.float64, device=self.args.device
             )
             sums = torch.cat([self._window_sums, given])
             if self.args.world_size > 1:
                 sums = self.accelerator.reduce(sums, reduction="sum")
-            *sums, given, videos = sums.tolist()
+            *sums, geometry, labels, videos = sums.tolist()
             counts = self._window_counts.tolist()
             logs.update({n: s / c for n, s, c in zip(self._names, sums, counts, strict=True) if c > 0})
-            logs["given_geometry"] = given / max(videos, 1)
+            logs["given_geometry"] = geometry / max(videos, 1)
+            logs["given_labels"] = labels / max(videos, 1)
             if self._window_start is not None:
                 started, step = self._window_start
                 logs["seconds_per_step"] = (time.perf_counter() - started) / max(self.state.global_step - step, 1)

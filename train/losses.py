@@ -67,9 +67,10 @@ class JointLossSettings:
         points (`RegressionSettings`): Of the terms on points.
         metric_alpha (`float`): Ours: 1, so that only pixels off by a factor of about e weigh less than quadratically.
         metric_eps_m (`float`): Ours: 1 mm, below what any depth sensor resolves.
-        match_cost_l1 (`float`): Ours: weight of the L1 distance when queries are matched to boxes, per metre.
+        match_cost_l1 (`float`): Ours: weight of the L1 distance when queries are assigned to boxes, per metre.
         match_cost_diou (`float`): Ours: weight of 1 - DIoU.
         match_cost_score (`float`): Ours: weight of the query's matching probability, which keeps the choice among equally good queries stable.
+        match_margin (`float`): Ours: how far from a box, along each axis, a query may start that is matched with it besides the assigned one, metres.
 
     Raises:
         ValueError: A value is out of range, or a term is unknown.
@@ -93,6 +94,7 @@ class JointLossSettings:
     match_cost_l1: float = 1.0
     match_cost_diou: float = 1.0
     match_cost_score: float = 1.0
+    match_margin: float = 0.3
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -107,6 +109,8 @@ class JointLossSettings:
             raise ValueError(
                 f"losses: wanted metric_alpha from 0 and metric_eps_m above 0; got {self.metric_alpha}, {self.metric_eps_m}"
             )
+        if not self.match_margin >= 0:
+            raise ValueError(f"losses.match_margin: wanted a length from 0; got {self.match_margin}")
 
     def weight(self, term: str) -> float:
         """Weight of a term.
@@ -357,9 +361,8 @@ def _grounding_sums(
             scene.reconstruction.room_from_world.to(prompt.device)[video],
         )
         true_boxes = true_boxes * scene.position_scale.to(prompt.device)[video][:, None, None]
-    losses = box_losses(
-        found, true_boxes, box_mask, settings.match_cost_l1, settings.match_cost_diou, settings.match_cost_score
-    )
+    costs = (settings.match_cost_l1, settings.match_cost_diou, settings.match_cost_score)
+    losses = box_losses(found, true_boxes, box_mask, *costs, margin=settings.match_margin)
     return {
         "box_l1": losses["l1"].sum(),
         "box_diou": losses["diou"].sum(),

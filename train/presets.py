@@ -202,7 +202,9 @@ _PRESETS = (
             "dense_head_features": 32,
             "metric_decoder_features": 48,
             "num_depth_bins": 32,
-            "num_scene_tokens": 128,
+            "num_scene_tokens": 64,
+            # twice the encoder's width: a projector that starts as a linear map keeps all of it
+            "projector_hidden_size": 384,
             "encoder_frame_chunk": 128,
             "dense_frame_chunk": 128,
             "position_hidden_size": 192,

@@ -19,6 +19,8 @@ from vidllm.train.room_source import RoomsSettings
 
 
 PRECISIONS = ("float32", "bfloat16")
+# Weights of losses on what only rooms know.
+ROOM_LOSSES = ("dense_labels", "loc_labels", "dense_matching")
 SCHEDULES = ("cosine", "linear", "constant_with_warmup")
 # Attention and feed-forward of the language model, by the names that most decoders of transformers use.
 LANGUAGE_MODEL_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -31,8 +33,8 @@ def _wanted(held: bool, where: str, wanted: str, got: Any) -> None:
 
 
 @dataclass(frozen=True)
-class GeometryMixing:
-    """With which probability a video's scene is built from its true geometry instead of the predicted one.
+class MixingSchedule:
+    """With which probability a video is given something true instead of what the model predicts.
 
     Args:
         start (`float`): At the first step.
@@ -44,7 +46,7 @@ class GeometryMixing:
         ValueError: A number is not in 0..1, or the shape is unknown.
 
     Source:
-        Ours: language can be learned while the geometry is not there yet; a model that is never told learns to live with its own.
+        Ours: language can be learned while perception is not there yet; a model that is never told learns to live with its own.
     """
 
     start: float = 1.0
@@ -54,8 +56,8 @@ class GeometryMixing:
 
     def __post_init__(self) -> None:
         for name in ("start", "end", "until"):
-            _wanted(0 <= getattr(self, name) <= 1, f"given_geometry.{name}", "a number in 0..1", getattr(self, name))
-        _wanted(self.shape in ("linear", "cosine"), "given_geometry.shape", "linear or cosine", self.shape)
+            _wanted(0 <= getattr(self, name) <= 1, f"mixing.{name}", "a number in 0..1", getattr(self, name))
+        _wanted(self.shape in ("linear", "cosine"), "mixing.shape", "linear or cosine", self.shape)
 
     def share(self, progress: float) -> float:
         """Probability at a point of the run.
@@ -147,8 +149,11 @@ class JointRecipe:
         workers (`int`): Processes per training process that read data.
         losses (`JointLossSettings`): Weights and constants of the losses.
         dense_labels (`float`): Weight of the loss on category and colour of patches; only rooms know these. 0 leaves it out.
+        loc_labels (`float`): Weight of the loss on category and colour of what a `<loc>` means; for rooms. 0 leaves it out.
         dense_matching (`float`): Weight of the loss on which patches of two frames see the same place; for rooms. 0 leaves it out.
-        given_geometry (`GeometryMixing`): Schedule of true geometry.
+        given_geometry (`MixingSchedule`): Schedule of true geometry.
+        given_labels (`MixingSchedule`): Schedule of true categories and colours in place of the language stream, see `given_language_stream`; for
+            rooms. None by default.
         freeze_encoder (`bool`): Whether the vision encoder stays as it is.
         lora (`LoraSettings`, *optional*): Adapters on the language model instead of training it.
         seed (`int`): Of everything that is drawn.
@@ -196,8 +201,10 @@ class JointRecipe:
     # what is learned
     losses: JointLossSettings = field(default_factory=JointLossSettings)
     dense_labels: float = 0.0
+    loc_labels: float = 0.0
     dense_matching: float = 0.0
-    given_geometry: GeometryMixing = field(default_factory=GeometryMixing)
+    given_geometry: MixingSchedule = field(default_factory=MixingSchedule)
+    given_labels: MixingSchedule = field(default_factory=lambda: MixingSchedule(start=0.0, end=0.0))
     freeze_encoder: bool = True
     lora: LoraSettings | None = None
     # the run
@@ -211,7 +218,7 @@ class JointRecipe:
             _wanted(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("prompts_per_scene", "workers", "seed"):
             _wanted(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        for name in ("weight_decay", "clip", "dense_labels", "dense_matching", "data_weight"):
+        for name in ("weight_decay", "clip", *ROOM_LOSSES, "data_weight"):
             value = getattr(self, name)
             _wanted(0 <= value < math.inf, name, "a number of at least 0", value)
         _wanted(0 < self.learning_rate < math.inf, "learning_rate", "a positive number", self.learning_rate)
@@ -260,9 +267,13 @@ class JointRecipe:
                 f"{self.name}: wanted a data root and benchmarks of it, or neither; got data_root {self.data_root!r} and "
                 f"benchmarks {', '.join(self.benchmarks) or 'none'}"
             )
-        for name in ("dense_labels", "dense_matching"):
+        for name in ROOM_LOSSES:
             if getattr(self, name) and self.rooms is None:
                 raise ValueError(f"{self.name}: wanted rooms for {name}; files do not know what each pixel shows")
+        if max(self.given_labels.start, self.given_labels.end) and not self.dense_labels:
+            raise ValueError(
+                f"{self.name}: wanted dense_labels with given_labels, or the language stream never learns what stands in for it; got none"
+            )
         if self.lora is not None and not self.freeze_encoder:
             raise ValueError(f"{self.name}: wanted freeze_encoder with lora; got a trained encoder")
         if self.lora is not None and self.model in PRESETS:
@@ -326,7 +337,7 @@ def nano() -> JointRecipe:
         "token": 2.0,
         "box_l1": 0.5,
         "box_diou": 0.5,
-        "match": 0.5,
+        "match": 1.0,
     }
     losses = JointLossSettings()
     return JointRecipe(
@@ -339,21 +350,24 @@ def nano() -> JointRecipe:
             first_blocks=64,
             unlocked_at=0.6,
             makers=1,
+            plain_prompts=4,
         ),
         num_frames=4,
         prompts_per_scene=4,
-        steps=3000,
+        steps=2200,
         batch_size=8,
         learning_rate=8e-4,
-        learning_rate_factors={r"reconstruction\.(tokens|frame_blocks|global_blocks)": 0.1},
+        learning_rate_factors={r"reconstruction\.(tokens|frame_blocks|global_blocks)|scene_tokens": 0.1},
         warmup=0.02,
         betas=(0.9, 0.95),
         precision="bfloat16",
         workers=1,
         losses=replace(losses, weights={**losses.weights, **weights}),
         dense_labels=1.0,
+        loc_labels=0.5,
         dense_matching=1.0,
-        given_geometry=GeometryMixing(start=1.0, end=0.0, until=0.6),
+        given_geometry=MixingSchedule(start=1.0, end=0.0, until=0.6),
+        given_labels=MixingSchedule(start=1.0, end=0.0, until=0.5),
         freeze_encoder=False,
         log_every=50,
         save_every=250,
@@ -551,7 +565,8 @@ def chosen_recipe(
     """
     chosen = recipe(name)
     if data is not None or data_root is not None:
-        chosen = replace(chosen, rooms=None, dense_labels=0.0, dense_matching=0.0, data=data, data_root=data_root)
+        chosen = replace(chosen, rooms=None, data=data, data_root=data_root, **dict.fromkeys(ROOM_LOSSES, 0.0))
+        chosen = replace(chosen, given_labels=MixingSchedule(start=0.0, end=0.0))
         if data_root is None:
             chosen = replace(chosen, benchmarks={}, variants={})
     chosen = with_settings(chosen, settings)
@@ -582,9 +597,9 @@ def plain(value: Any) -> Any:
 
 __all__ = [
     "RECIPES",
-    "GeometryMixing",
     "JointRecipe",
     "LoraSettings",
+    "MixingSchedule",
     "chosen_recipe",
     "debug",
     "nano",

@@ -148,7 +148,9 @@ def slow_decoder(decoder, loc, tokens, positions, mask, centres, centre_mask):
     scene = decoder.scene_proj(decoder.scene_norm(tokens))
     encoding = decoder.query_encoding.mlp(centres / 2.0)
     loc = decoder.loc_proj(decoder.loc_norm(loc))
-    queries = torch.zeros(len(centres), WIDTH)
+    existing = mask.nonzero().flatten().tolist()
+    nearest = [min(existing, key=lambda n: (float((place - positions[n]).square().sum()), n)) for place in centres]
+    queries = scene[nearest]
     layer_boxes = []
     for k, layer, head in zip(decoder.num_neighbors, decoder.layers, decoder.box_heads, strict=True):
         cross, updated = layer.neighbor_attention, []

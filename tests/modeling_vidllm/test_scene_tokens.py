@@ -9,6 +9,7 @@ from tiny import tiny_config
 from torch import nn
 
 from vidllm.modeling_vidllm.scene_tokens_vidllm import (
+    VidLLMEmbeddingNorm,
     VidLLMPointEmbedding,
     VidLLMSceneTokens,
     fitting_voxel_keys,
@@ -92,11 +93,14 @@ def slow_scene(module, lang, points, confidence, valid):
         members = numbers[members]
         feature = torch.zeros(C)
         for member in members:
-            feature = feature + flat[member] / len(members)
+            patch = flat[member] - flat[member].mean()
+            feature = feature + patch / (patch.square().mean() + 1e-5).sqrt() / len(members)
             if module.position_mlp is not None:
                 mlp = module.position_mlp.mlp
                 feature = feature + mlp.fc2(nn.functional.gelu(mlp.fc1(positions[member] / 2.0))) / len(members)
-        tokens[slot] = module.projector.fc2(nn.functional.gelu(module.projector.fc1(feature)))
+        projected = module.projector.fc2(nn.functional.gelu(module.projector.fc1(feature)))
+        projected = projected / (projected.square().mean() + 1e-6).sqrt()
+        tokens[slot] = projected * module.norm.weight * 0.02
         places[slot] = positions[members].mean(0)
     return tokens, places, len(voxels)
 
@@ -111,7 +115,7 @@ def test_equals_the_slow_version(spread, position_embedding):
         tokens, positions, filled = slow_scene(module, lang[scene], points[scene], confidence[scene], valid[scene])
         assert out.mask[scene].tolist() == [slot < filled for slot in range(N)]
         torch.testing.assert_close(out.positions_room[scene], positions, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(out.tokens[scene], tokens, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(out.tokens[scene], tokens, rtol=1e-4, atol=2e-6)
     assert 1 < out.mask.sum() < B * N or spread > 1.0
     assert not out.tokens[~out.mask].any()
     assert not out.positions_room[~out.mask].any()
@@ -121,11 +125,38 @@ def test_position_embedding_switch_builds_no_module():
     assert build(position_embedding=False).position_mlp is None
     with_positions, without = build(), build(position_embedding=False)
     without.load_state_dict(
-        {name: value for name, value in with_positions.state_dict().items() if "projector" in name}
+        {name: value for name, value in with_positions.state_dict().items() if "position" not in name}
     )
     data = inputs()
     moved = (with_positions(*data, (ROWS, COLUMNS)).tokens - without(*data, (ROWS, COLUMNS)).tokens).abs().max()
-    assert moved > 1e-2
+    assert moved > 1e-3
+
+
+def test_tokens_have_the_size_of_word_embeddings_whatever_the_streams_size():
+    module, data = build(scene_token_scale=0.03, projector_hidden_size=70), inputs()
+    with torch.no_grad():
+        module.norm.init_weights()
+    assert module.projector.fc1.out_features == 70
+    out = module(*data, (ROWS, COLUMNS))
+    sizes = out.tokens[out.mask].square().mean(-1).sqrt()
+    torch.testing.assert_close(sizes, torch.full_like(sizes, 0.03), rtol=1e-4, atol=0)
+    louder = module(100 * data[0] + 5, *data[1:], (ROWS, COLUMNS))
+    torch.testing.assert_close(louder.tokens, out.tokens, rtol=1e-2, atol=1e-4)
+
+
+def test_embedding_norm_is_a_learned_factor_on_unit_size_in_any_precision():
+    norm = VidLLMEmbeddingNorm(tiny_config(scene_token_scale=0.5))
+    values = 300 * torch.randn(3, 7, D, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-1, 2, D))
+    wanted = torch.stack([0.5 * row / row.square().mean().sqrt() * norm.weight for row in values.view(-1, D)])
+    torch.testing.assert_close(norm(values).view(-1, D), wanted)
+    half = norm(values.half())
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), norm(values), rtol=3e-3, atol=1e-3)
+    zero = torch.zeros(2, D, requires_grad=True)
+    norm(zero).sum().backward()
+    assert zero.grad.isfinite().all()
 
 
 def test_patch_positions_equal_the_slow_version_and_ignore_bad_pixels():
@@ -379,14 +410,15 @@ def test_fresh_position_mlp_tells_places_apart_beyond_their_direction():
     nn.init.zeros_(module.position_mlp.mlp.fc2.bias)
     module.position_mlp.init_weights()
     ray = torch.tensor([[0.6, 0.8, 0.1]]) * torch.tensor([[0.5], [1.0], [2.0], [4.0]])
-    embedded = module(ray)
-    assert embedded.shape == (4, D)
+    assert module(ray).shape == (4, D)
+    # before the norm, which takes the size away
+    embedded = module.position_mlp(ray, torch.float32)
     # Along a ray the embedding must bend: a map that is straight there knows a direction and a length, but no place.
     slope_near, slope_far = embedded[2] - embedded[1], (embedded[3] - embedded[2]) / 2
     assert (slope_far - slope_near).norm() > 0.2 * slope_near.norm()
     nn.init.normal_(module.position_mlp.mlp.fc1.weight, std=0.02)
     nn.init.zeros_(module.position_mlp.mlp.fc1.bias)
-    usual = module(ray)
+    usual = module.position_mlp(ray, torch.float32)
     assert (usual[3] - 3 * usual[2] + 2 * usual[1]).norm() < 0.2 * (usual[2] - usual[1]).norm()
     assert 0.1 < embedded.std() < 3.0
     assert module(ray.unsqueeze(0), dtype=torch.float32).shape == (1, 4, D)

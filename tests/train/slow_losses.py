@@ -331,16 +331,26 @@ def slow_grounding(output, batch, config, settings):
                 pairs = _best_pairs(boxes, layers[-1], queries, logits, normaliser, settings)
                 if not boxes:
                     sums["match"] = sums["match"] + normaliser - logits["none"]
-                elif pairs:
-                    sums["match"] = sums["match"] + _mean([normaliser - logits[t] for _, t in pairs])
-                for box, t in pairs:
-                    for layer in layers:
-                        share = 1 / len(layers)
-                        sums["box_l1"] = sums["box_l1"] + share * (layer[t] - boxes[box]).abs().sum()
-                        sums["box_diou"] = sums["box_diou"] + share * (1 - slow_diou(layer[t], boxes[box]))
+                together = []
+                for box, assigned in pairs:
+                    places = found.query_positions[row]
+                    near = {t for t in queries if _is_near(places[t], boxes[box], settings.match_margin)} | {assigned}
+                    shares = {t: torch.exp(logits[t] - most) for t in near}
+                    together.append(normaliser - most - torch.log(sum(shares.values())))
+                    for t, layer in itertools.product(near, layers):
+                        trust = (shares[t] / sum(shares.values())).detach() / len(layers)
+                        sums["box_l1"] = sums["box_l1"] + trust * (layer[t] - boxes[box]).abs().sum()
+                        sums["box_diou"] = sums["box_diou"] + trust * (1 - slow_diou(layer[t], boxes[box]))
+                if together:
+                    sums["match"] = sums["match"] + _mean(together)
             row += 1
     assert row == len(found.no_target_logit)
     return sums
+
+
+def _is_near(place, box, margin):
+    """Whether a query starts in a box, or near it along every axis."""
+    return all(abs(float(place[axis] - box[axis])) <= float(box[3 + axis]) / 2 + margin for axis in range(3))
 
 
 def _best_pairs(boxes, last, queries, logits, normaliser, settings):

@@ -20,6 +20,9 @@ def test_linear_layers_keep_the_size_of_a_signal(nano):
     core = nano.model
     for linear in (core.encoder.model.encoder.layer[3].mlp.fc1, core.reconstruction.frame_blocks[2].attn.qkv):
         assert linear.weight.std().item() * linear.in_features**0.5 == pytest.approx(1.0, rel=0.02)
+    attention = core.language_model.layers[2].self_attn
+    assert attention.q_proj.weight.std().item() * 192**0.5 == pytest.approx(1.0, rel=0.02)
+    assert attention.o_proj.weight.std().item() * 192**0.5 == pytest.approx(0.1, rel=0.02)
     branch_end = core.reconstruction.global_blocks[2].mlp.fc2
     assert branch_end.weight.std().item() * branch_end.in_features**0.5 == pytest.approx(12**-0.5, rel=0.02)
 
@@ -86,6 +89,18 @@ def test_a_fresh_model_still_says_no_turn_and_its_adapter_is_the_identity(nano):
     torch.testing.assert_close(output.lang_tokens, base)
     pose = output.raw_reconstruction.pose_encodings[:, -1]
     torch.testing.assert_close(pose, torch.tensor([0.0, 0, 0, 0, 0, 0, 1, 1, 1]).expand_as(pose))
+
+
+def test_the_projector_starts_as_a_linear_map_that_loses_nothing(nano):
+    projector = nano.model.scene_tokens.projector
+    generator = torch.Generator().manual_seed(8)
+    a, b = torch.randn(2, 7, 192, generator=generator).unbind()
+    with torch.no_grad():
+        both = projector(3 * a - 0.5 * b)
+        torch.testing.assert_close(both, 3 * projector(a) - 0.5 * projector(b), rtol=1e-4, atol=1e-4)
+        singular = torch.linalg.svdvals(projector(torch.eye(192)) - projector(torch.zeros(1, 192)))
+        assert (singular > 0.01 * singular[0]).sum() > 150
+        assert 0.3 < projector(a).std() < 2
 
 
 def test_the_seed_decides(nano):

@@ -317,6 +317,8 @@ def test_the_truth_has_no_loss_and_finite_gradients(use_metric_depth):
         for block in range(2):
             for t, box in zip((4, 0), slow_boxes_of_loc(output, batch, 0, block), strict=False):
                 found.boxes_per_layer[block, :, t] = box.float()
+        # no query starts near a box: the assigned ones are alone
+        found.query_positions.fill_(1e3)
     terms = joint_loss_terms(output, batch, config, JointLossSettings())
     for name in TERMS[:11]:
         assert terms[name][0].item() == pytest.approx(0, abs=2e-5), name
@@ -597,6 +599,7 @@ def test_total_is_the_weighted_sum_of_means(config):
         ({"reduction": "video"}, "losses.reduction: wanted one of sample, vggt"),
         ({"camera_norm": "huber"}, "losses.camera_norm: wanted one of l1, l2"),
         ({"metric_eps_m": 0.0}, "metric_eps_m above 0"),
+        ({"match_margin": -0.1}, "losses.match_margin: wanted a length from 0; got -0.1"),
     ],
 )
 def test_settings_out_of_range_are_refused(change, words):

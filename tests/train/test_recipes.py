@@ -7,9 +7,9 @@ import pytest
 
 from vidllm.train.recipes import (
     RECIPES,
-    GeometryMixing,
     JointRecipe,
     LoraSettings,
+    MixingSchedule,
     chosen_recipe,
     debug,
     nano_lora,
@@ -88,7 +88,7 @@ def test_values_are_parsed_by_type():
         ("learning_rate_factors.(=1", "learning_rate_factors: wanted a regular expression; got '\\('"),
         ("precision=half", "precision: wanted one of float32, bfloat16; got 'half'"),
         ("variants.scanqa=per_answer", "variants: wanted names among the benchmarks"),
-        ("given_geometry.start=2", "given_geometry.start: wanted a number in 0..1; got 2.0"),
+        ("given_geometry.start=2", "mixing.start: wanted a number in 0..1; got 2.0"),
     ],
 )
 def test_wrong_values(setting, message):
@@ -131,10 +131,10 @@ def test_data_on_the_command_line_takes_the_place_of_the_recipes():
 
 
 def test_true_geometry_decays():
-    mixing = GeometryMixing(start=1.0, end=0.2, until=0.5, shape="linear")
+    mixing = MixingSchedule(start=1.0, end=0.2, until=0.5, shape="linear")
     assert [mixing.share(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
-    mixing = GeometryMixing(start=1.0, end=0.0, until=0.8, shape="cosine")
+    mixing = MixingSchedule(start=1.0, end=0.0, until=0.8, shape="cosine")
     assert [mixing.share(p) for p in (0.0, 0.4, 0.8, 0.9)] == pytest.approx([1.0, 0.5, 0.0, 0.0])
     assert mixing.share(0.1) > 0.9
-    assert GeometryMixing(start=0.3, end=0.3, until=0.0).share(0.0) == pytest.approx(0.3)
+    assert MixingSchedule(start=0.3, end=0.3, until=0.0).share(0.0) == pytest.approx(0.3)
     assert nano_lora().given_geometry.start == 1.0

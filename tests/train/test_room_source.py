@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -19,8 +19,9 @@ from vidllm.processing.rooms.scene_graph import SceneGraph
 from vidllm.processing.rooms.write import write_rooms
 from vidllm.processing.samples import Sample
 from vidllm.train.collator import IGNORED_LABEL, model_inputs
-from vidllm.train.dense_labels import NUM_CATEGORIES, DenseLabels, RoomCollator, label_codes, patch_labels
+from vidllm.train.dense_labels import NUM_CATEGORIES, DenseLabels, RoomCollator, label_codes, loc_labels, patch_labels
 from vidllm.train.initialise import build_untrained
+from vidllm.train.loc_labels import LocLabels
 from vidllm.train.room_source import (
     BACKGROUND,
     CATEGORY_NAMES,
@@ -239,6 +240,58 @@ def test_codes_are_orthonormal_and_the_loss_knows_the_right_class():
     assert good["dense_colour"] < 0.5 < bad["dense_colour"]
 
 
+def test_loc_labels_are_those_of_the_things_that_prompts_mean(source):
+    scenes = RoomScenes(source, 12, num_frames=3, prompts_per_scene=40)
+    told = 0
+    for visit in range(3):
+        scene = scenes[visit]
+        labels = loc_labels(scene.samples, [scene.object_labels] * len(scene.samples))
+        for sample, (category, colour) in zip(scene.samples, labels.tolist(), strict=True):
+            if sample.task != "ground":
+                assert category == colour == IGNORED_LABEL
+                continue
+            meant = scene.object_labels[list(sample.object_ids)]
+            assert category == (meant[0, 0] if len(set(meant[:, 0])) == 1 else IGNORED_LABEL)
+            assert colour in (meant[0, 1], IGNORED_LABEL)
+            # the words of a description say what it is
+            if len(meant) == 1:
+                assert CATEGORY_NAMES[category].split()[-1] in sample.question
+                told += 1
+    assert told > 5
+    things = np.array([[4, 2], [4, 3], [7, -1]])
+    one = next(sample for sample in scenes[0].samples if sample.task == "ground")
+    of = {ids: loc_labels([replace(one, object_ids=ids, boxes_annotation=np.ones((len(ids), 6)), box_block=(0,) * len(ids))], [things])
+          for ids in ((0,), (0, 1), (2,), (1, 2))}  # fmt: skip
+    assert of[(0,)].tolist() == [[4, 2]]
+    assert of[(0, 1)].tolist() == [[4, IGNORED_LABEL]]
+    assert of[(2,)].tolist() == [[7, IGNORED_LABEL]]
+    assert of[(1, 2)].tolist() == [[IGNORED_LABEL, IGNORED_LABEL]]
+
+
+def test_the_loss_on_locs_reads_the_states_at_labelled_locs_alone():
+    width, plugin = 48, LocLabels(0.7)
+    codes = label_codes(width)
+    labels = torch.tensor([[3, 1], [IGNORED_LABEL, 2], [5, IGNORED_LABEL]])
+    states = torch.randn(3, 6, width, generator=torch.Generator().manual_seed(1))
+    places = torch.tensor([[0, 4], [1, 2], [2, 5]])
+    batch = {"targets": {"loc_labels": labels}}
+    assert plugin.weight(0.3) == 0.7
+
+    def losses(states):
+        output = type("Output", (), {"last_hidden_state": states, "loc_index": places})()
+        return {name: float(s / n) for name, (s, n) in plugin.terms(output, batch, None).items()}
+
+    usual = losses(states)
+    assert {name: float(n) for name, n in plugin.counts(batch, None).items()} == {"loc_category": 2, "loc_colour": 2}
+    elsewhere = states.clone()
+    elsewhere[0, 3] = elsewhere[1, 0] = elsewhere[2, 4] = 9.0
+    assert losses(elsewhere) == usual
+    right = states.clone()
+    right[0, 4], right[1, 2], right[2, 5] = codes[3] + codes[NUM_CATEGORIES + 1], codes[NUM_CATEGORIES + 2], codes[5]
+    assert losses(right)["loc_category"] < 0.5 < usual["loc_category"]
+    assert losses(right)["loc_colour"] < 0.5 < usual["loc_colour"]
+
+
 def test_a_batch_of_visits_goes_through_the_model(source):
     model, processor = build_untrained("vidllm-tiny")
     scenes = RoomScenes(source, 20, num_frames=3, prompts_per_scene=5)
@@ -246,6 +299,7 @@ def test_a_batch_of_visits_goes_through_the_model(source):
     batch = RoomCollator(processor)([scenes[0], scenes[twice]])
     assert batch["pixel_values_videos"].shape == (2, 3, 3, *SIZE_HW)
     assert batch["targets"]["patch_labels"].shape == (2, 3, 6, 2)
+    assert batch["targets"]["loc_labels"].shape == (len(batch["input_ids"]), 2)
     assert sorted(set(batch["scene_index"].tolist())) == [0, 1]
     assert batch["targets"]["camera_mask"].all()
     assert batch["targets"]["depth_mask"].all()

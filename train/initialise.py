@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from transformers import GenerationConfig
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.processing.video_processing_vidllm import VidLLMVideoProcessor
+from vidllm.train.compose import compose, part_report, write_configs, write_weights
 from vidllm.train.fresh_weights import draw_for_training_from_nothing
 from vidllm.train.presets import VidLLMPreset, preset
+from vidllm.train.shard_writer import MAX_SHARD_BYTES
 from vidllm.train.tokenizer import add_vidllm_tokens, byte_level_tokenizer
 
 
@@ -65,6 +67,32 @@ processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
 """
 
 
+_COMPOSED_CARD = """---
+library_name: transformers
+pipeline_tag: video-text-to-text
+tags:
+- vidllm
+- untrained
+---
+
+# {name}: a starting checkpoint
+
+Made of pretrained parts, whose licences hold for it:
+
+{sources}
+
+Reconstruction: {reconstruction}. {fresh:,} of {total:,} parameters are fresh, among them everything between the encoder and the language model:
+answers about a video, boxes and metres mean nothing until it is trained. Checksums, keys and dtypes: `initialisation.json`.
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(path, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+```
+"""
+
+
 @contextmanager
 def _complete_folder(out_dir: str | Path) -> Iterator[Path]:
     """A hidden folder beside `out_dir` that takes its name at the end; nothing of that name exists before."""
@@ -100,6 +128,11 @@ def _write_files(
     for name, text in extra.items():
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "config.json").write_text(config, encoding="utf-8")
+    _check_complete(folder)
+
+
+def _check_complete(folder: Path) -> None:
+    """Every file of a Hub folder must be there."""
     missing = [name for name in _REQUIRED_FILES if not (folder / name).is_file()]
     if missing or not list(folder.glob("*.safetensors")):
         raise RuntimeError(f"checkpoint: saving left out {', '.join(missing) or 'the weights'}")
@@ -307,6 +340,89 @@ def initialise(
         extra = {REPORT_NAME: json.dumps(report, indent=1) + "\n", "README.md": card}
         _write_files(model, processor, partial, extra)
     return report
+
+
+def initialise_from_sources(
+    preset_name: str,
+    out_dir: str | Path,
+    geometry: str | None = None,
+    vision: str | None = None,
+    language_model: str | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Write a starting checkpoint from pretrained parts. At least one source is given; what none has is drawn.
+
+    Args:
+        preset_name (`str`): Shapes of what the sources do not say; a source with a config brings its own.
+        out_dir (`str` or `Path`): New or empty folder.
+        geometry (`str`, *optional*): VGGT: a Hub id, a folder, or a `.safetensors` or `.pt` file.
+        vision (`str`, *optional*): An image encoder with a config: a Hub id or folder. Then VGGT's own encoder is left out.
+        language_model (`str`, *optional*): A decoder with its tokenizer: a Hub id or folder.
+        seed (`int`): Of what is drawn.
+        dtype (`torch.dtype` or `str`, *optional*): Of everything but what stays in float32; by default each source's own.
+        max_shard_bytes (`int`): A shard of weights grows up to this.
+        progress (callable, *optional*): Told the name of the part that is being written.
+
+    Returns:
+        `dict`: what `initialisation.json` holds: per source its place, checksums, keys used and left out, dtypes; fresh parameters.
+
+    Raises:
+        ValueError: No source, or one that is not what it should be; nothing is left behind.
+
+    Source:
+        Ours. Peak memory is that of the largest file of a source, whose pages count while it is mapped, and of what is drawn.
+    """
+    recipe = preset(preset_name)
+    given = {"geometry": geometry, "vision": vision, "language_model": language_model}
+    given = {name: place for name, place in given.items() if place is not None}
+    if not given:
+        raise ValueError("initialise: wanted at least one source; got none")
+    with _complete_folder(out_dir) as partial:
+        made = compose(recipe, geometry, vision, language_model, None if dtype is None else _checked_dtype(dtype))
+        write_weights(made, partial, seed, max_shard_bytes, progress)
+        parts = part_report(made)
+        if vision is not None:
+            parts["vision"]["source"] = vision
+        report = {
+            "preset": preset_name,
+            # Whatever else is given: without training nothing connects the parts.
+            "untrained": True,
+            "reconstruction": _reconstruction_of(given),
+            "seed": seed,
+            "tokenizer": f"of the language model, chat template {made.family}" if language_model else "byte-level",
+            "total_parameters": sum(torch.Size(shape).numel() for shape in made.shapes.values()),
+            "parts": parts,
+        }
+        write_configs(made, partial, MAX_NEW_TOKENS)
+        config = (partial / "config.json").read_text(encoding="utf-8")
+        (partial / "config.json").unlink()
+        build_processor(recipe, made.tokenizer, made.config.num_scene_tokens).save_pretrained(str(partial))
+        (partial / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        card = _COMPOSED_CARD.format(
+            name=preset_name,
+            sources="\n".join(f"- {name}: `{Path(place).name}`" for name, place in given.items()),
+            reconstruction=report["reconstruction"],
+            fresh=parts["fresh"]["parameters"],
+            total=report["total_parameters"],
+        )
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / "config.json").write_text(config, encoding="utf-8")
+        _check_complete(partial)
+    return report
+
+
+def _reconstruction_of(given: Mapping[str, str]) -> str:
+    """What the reconstruction of a fresh checkpoint is, in words."""
+    if "geometry" not in given:
+        return "random"
+    if "vision" in given:
+        return (
+            "not VGGT's until it is distilled: VGGT's blocks read another encoder than the one they were trained with"
+        )
+    return "VGGT's, in relative units"
 
 
 def is_untrained(folder: str | Path) -> bool:

@@ -139,6 +139,39 @@ def learn_merges(texts: Iterable[str], count: int) -> list[str]:
     return [" ".join(pair) for pair in merges]
 
 
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, model_type: str) -> str:
+    """Give a language model's own tokenizer this package's chat template, an end of turn, and padding.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Changed in place; its tokens and ids stay.
+        model_type (`str`): Of the language model's config, for messages.
+
+    Returns:
+        `str`: the chat template family, told by the turn marks that the vocabulary holds.
+
+    Raises:
+        ValueError: The vocabulary holds the turn marks of no known family.
+
+    Source:
+        Ours: a template whose marks are no tokens would be spelled letter by letter, and the model would know none of it.
+    """
+    vocabulary = tokenizer.get_vocab()
+    name = next((n for n, family in _FAMILIES.items() if set(family.turn_tokens) <= set(vocabulary)), None)
+    if name is None:
+        marks = "; ".join(f"{n}: {' '.join(family.turn_tokens)}" for n, family in _FAMILIES.items())
+        raise ValueError(
+            f"language model: wanted a tokenizer with the turn marks of a chat model ({marks}); the one of this {model_type} model has none of these"
+        )
+    family = _FAMILIES[name]
+    own_end = tokenizer.eos_token
+    tokenizer.chat_template = chat_template(name)
+    tokenizer.eos_token = family.eos_token
+    if tokenizer.pad_token in (None, family.eos_token):
+        tokenizer.pad_token = family.pad_token if family.pad_token in vocabulary else own_end
+    tokenizer.padding_side = "left"
+    return name
+
+
 def add_vidllm_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Add `<video>`, `<coord>` and `<loc>` to a tokenizer, where it lacks them.
 

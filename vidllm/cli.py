@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vidllm.cli_bench import bench
 from vidllm.cli_console import VidLLMCommands, progress, say, write, write_json
 from vidllm.cli_data import data, rooms
 from vidllm.cli_eval import evaluate
@@ -343,10 +344,17 @@ def init(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32 (default), bfloat16 or float16; geometry stays float32.")
     ] = None,
-    geometry: Annotated[str | None, typer.Option("--geometry", metavar="PATH", help="Weights of VGGT.")] = None,
-    vision: Annotated[str | None, typer.Option("--vision", metavar="PATH", help="Weights of the encoder.")] = None,
+    geometry: Annotated[
+        str | None,
+        typer.Option("--geometry", metavar="SOURCE", help="VGGT: Hub id, folder, .safetensors or .pt file."),
+    ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option("--vision", metavar="SOURCE", help="Image encoder in place of VGGT's: Hub id or folder."),
+    ] = None,
     language_model: Annotated[
-        str | None, typer.Option("--language-model", metavar="PATH", help="Weights of the language model.")
+        str | None,
+        typer.Option("--language-model", metavar="SOURCE", help="Decoder with its tokenizer: Hub id or folder."),
     ] = None,
     json: AsJson = False,
 ) -> None:
@@ -354,28 +362,42 @@ def init(
 
     Without sources: random weights and a byte-level tokenizer.
     """
-    sources = {"--geometry": geometry, "--vision": vision, "--language-model": language_model}
-    given = [name for name, source in sources.items() if source is not None]
-    if given:
-        raise ValueError(
-            f"{', '.join(given)}: starting from pretrained parts is not available in this version; without it the weights "
-            "are random"
-        )
-    with progress("making weights"):
-        from vidllm.loading import no_progress_bars
-        from vidllm.train.initialise import initialise
+    out = out.expanduser()
+    if geometry is None and vision is None and language_model is None:
+        with progress("making weights"):
+            from vidllm.loading import no_progress_bars
+            from vidllm.train.initialise import initialise
 
-        out = out.expanduser()
-        with no_progress_bars():
-            report = initialise(preset, out, seed=seed, dtype=dtype)
-    say("notice: untrained weights (random) and a byte-level tokenizer: answers will be random", style="yellow")
+            with no_progress_bars():
+                report = initialise(preset, out, seed=seed, dtype=dtype)
+        say("notice: untrained weights (random) and a byte-level tokenizer: answers will be random", style="yellow")
+    else:
+        with progress("opening sources"):
+            from vidllm.loading import no_progress_bars
+            from vidllm.train.initialise import initialise_from_sources
+
+            with no_progress_bars():
+                report = initialise_from_sources(preset, out, geometry, vision, language_model, seed=seed, dtype=dtype)
+        say("notice: nothing connects the parts before training: answers and boxes will be random", style="yellow")
+        say(f"reconstruction: {report['reconstruction']}")
     if json:
         write_json({"folder": str(out), **report})
         return
     parts: dict[str, Any] = report["parts"]
-    width = max(len(name) for name in parts)
-    write_lines([f"{name:{width}}  {part['fresh_parameters']:>14,}" for name, part in parts.items()])
+    width = max(len(name) for name in (*parts, "total"))
+    if "fresh" in parts:
+        write_lines([_source_line(name, part, width) for name, part in parts.items()])
+    else:
+        write_lines([f"{name:{width}}  {part['fresh_parameters']:>14,}" for name, part in parts.items()])
     write_lines([f"{'total':{width}}  {report['total_parameters']:>14,} parameters, seed {seed}", f"wrote {out}"])
+
+
+def _source_line(name: str, part: dict[str, Any], width: int) -> str:
+    """One part of a composed checkpoint, for people."""
+    if name == "fresh":
+        return f"{name:{width}}  {part['parameters']:>14,} parameters, {', '.join(part['dtypes'])}"
+    left_out = f", {len(part['keys_left_out'])} left out" if part["keys_left_out"] else ""
+    return f"{name:{width}}  {len(part['keys_used']):>14,} tensors{left_out}, {', '.join(part['dtypes'])}, of {part['source']}"
 
 
 @app.command()
@@ -404,6 +426,7 @@ def demo(
 
 app.command()(rooms)
 app.command(name="eval")(evaluate)
+app.command()(bench)
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
 

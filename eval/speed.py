@@ -250,13 +250,13 @@ def _answers(
     encode = clock.median(lambda: model.encode_scene(pixels))
     first = clock.median(lambda: answer(scene, _QUESTIONS[0], 1))
     whole = clock.median(lambda: answer(scene, _QUESTIONS[0], settings.new_tokens))
-    kept = clock.once(lambda: [answer(scene, question, settings.new_tokens) for question in _some(settings.questions)])
-    anew = clock.once(
-        lambda: [
-            answer(model.encode_scene(pixels), question, settings.new_tokens)
-            for question in _some(settings.questions_encoding)
-        ]
-    )
+
+    def ask_all(count: int, encode_each: bool) -> None:
+        for question in _some(count):
+            answer(model.encode_scene(pixels) if encode_each else scene, question, settings.new_tokens)
+
+    kept = clock.once(lambda: ask_all(settings.questions, encode_each=False))
+    anew = clock.once(lambda: ask_all(settings.questions_encoding, encode_each=True))
     # The scene that is kept was encoded once.
     minutes_kept = (encode + kept) / 60
     minutes_anew = anew / settings.questions_encoding * settings.questions / 60

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -42,6 +42,9 @@ from vidllm.train.room_source import RoomMakers, RoomScenes, RoomSource
 from vidllm.train.run_folder import ADAPTER_NAME, LOG_NAME, checkpoint_to_resume, publish, write_recipe
 from vidllm.train.scene_data import SceneCollator, SceneDataset, SceneVisits
 
+
+if TYPE_CHECKING:
+    from vidllm.train.distill_recipes import DistillRecipe
 
 logger = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
@@ -164,11 +167,11 @@ def joint_data(
     yield JointData(visits, collator, scenes.has_geometry, scenes.has_depth, (), facts)
 
 
-def starting_model(chosen: JointRecipe) -> tuple[VidLLMForConditionalGeneration, VidLLMProcessor]:
+def starting_model(chosen: "JointRecipe | DistillRecipe") -> tuple[VidLLMForConditionalGeneration, VidLLMProcessor]:
     """The model that a run starts from, and its processor with the recipe's number of frames.
 
     Args:
-        chosen (`JointRecipe`): The recipe.
+        chosen (`JointRecipe` or `DistillRecipe`): The recipe.
 
     Returns:
         `tuple`: model, processor.
@@ -198,11 +201,13 @@ def starting_model(chosen: JointRecipe) -> tuple[VidLLMForConditionalGeneration,
     return model, processor
 
 
-def training_arguments(chosen: JointRecipe, out_dir: str | Path, use_cpu: bool = False) -> TrainingArguments:
+def training_arguments(
+    chosen: "JointRecipe | DistillRecipe", out_dir: str | Path, use_cpu: bool = False
+) -> TrainingArguments:
     """What the Trainer must know of a recipe.
 
     Args:
-        chosen (`JointRecipe`): The recipe.
+        chosen (`JointRecipe` or `DistillRecipe`): The recipe.
         out_dir (`str` or `Path`): Of the run.
         use_cpu (`bool`): Whether to leave accelerators alone.
 
@@ -301,6 +306,7 @@ def train_joint(
             freeze_encoder=chosen.freeze_encoder,
             # Nothing would hold it where it is.
             freeze_geometry=not data.has_geometry,
+            train_only=chosen.train_only,
             learning_rate_factors=chosen.learning_rate_factors,
             train_dataset=data.visits,
             data_collator=data.collator,

@@ -24,14 +24,14 @@ import torch
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.train.initialise import save_checkpoint
-from vidllm.train.recipes import JointRecipe, plain
+from vidllm.train.recipes import plain
 
 
 RECIPE_NAME, LOG_NAME, ADAPTER_NAME = "recipe.json", "log.jsonl", "adapter"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _PACKAGES = ("vidllm", "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "safetensors")
 # Fields that a resumed run may have differently without becoming another run.
-_FREE_FIELDS = ("workers", "log_every", "save_every", "keep_checkpoints", "rooms_cache", "data_root", "data")
+_FREE_FIELDS = ("workers", "log_every", "save_every", "keep_checkpoints", "rooms_cache", "data_root", "data", "clips")
 
 
 def versions() -> dict[str, str]:
@@ -118,11 +118,11 @@ def checkpoint_to_resume(out_dir: Path, resume: bool | str) -> str | None:
     return None
 
 
-def write_recipe(recipe: JointRecipe, out_dir: Path, resumed_from: str | None, facts: dict[str, Any]) -> list[str]:
+def write_recipe(recipe: Any, out_dir: Path, resumed_from: str | None, facts: dict[str, Any]) -> list[str]:
     """Write what the run depends on.
 
     Args:
-        recipe (`JointRecipe`): Resolved.
+        recipe (`JointRecipe` or `DistillRecipe`): Resolved.
         out_dir (`Path`): Of the run.
         resumed_from (`str`, *optional*): Checkpoint that it goes on from.
         facts (`dict`): What else is worth knowing, such as skipped rows.

@@ -1,4 +1,4 @@
-"""Commands that train: `vidllm train joint` = `accelerate launch -m vidllm.train.joint`."""
+"""Commands that train: `vidllm train joint` = `accelerate launch -m vidllm.train.joint`, `distill` likewise, and `precompute`."""
 
 import contextlib
 import signal
@@ -129,3 +129,85 @@ def joint(
     if code:
         raise typer.Exit(2)
     say(f"wrote {out}")
+
+
+@train.command()
+def distill(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="debug_stage1, nano_stage1 or paper_stage1.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run: new, empty, or to resume.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."),
+    ] = None,
+    clips: Annotated[
+        Path | None,
+        typer.Option("--clips", metavar="DIR", exists=True, help="Videos, folders of pictures, or a data root."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    num_processes: Annotated[
+        int | None, typer.Option("--num-processes", min=1, help="Default: one per GPU, or one.")
+    ] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config-file", metavar="FILE", help="Of `accelerate config`.", exists=True)
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
+) -> None:
+    """Train encoder and adapter on two frozen teachers (stage 1).
+
+    Any videos serve. Stage 2 starts from the folder: --set model=DIR.
+    """
+    from vidllm.train.distill_recipes import chosen_distill_recipe
+    from vidllm.train.run_folder import checkpoint_to_resume
+
+    place = None if clips is None else str(clips.expanduser())
+    # Checked here, so that a typo is one line and not the end of a launcher's report.
+    chosen_distill_recipe(recipe, settings or [], place)
+    checkpoint_to_resume(out.expanduser(), resume)
+    arguments = [recipe, "--out", str(out.expanduser())]
+    for setting in settings or []:
+        arguments += ["--set", setting]
+    arguments += [] if place is None else ["--clips", place]
+    arguments += ["--resume"] * resume + ["--cpu"] * cpu
+    command = launch_command("vidllm.train.distillation", num_processes, config_file, cpu)
+    code = run_launcher([*command, *arguments])
+    if code:
+        raise typer.Exit(2)
+    say(f"wrote {out}")
+
+
+@train.command()
+def precompute(
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Vision model or Vid-LLM checkpoint.")],
+    clips: Annotated[
+        Path, typer.Option("--clips", metavar="DIR", exists=True, help="Videos, folders of pictures, or a data root.")
+    ],
+    like: Annotated[
+        str, typer.Option("--like", metavar="MODEL", help="Checkpoint of the student: says the size of the frames.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder, or one to go on with.")],
+    stream: Annotated[
+        str, typer.Option("--stream", help="Of a Vid-LLM teacher: encoder, geometry or language.")
+    ] = "encoder",
+    frames_kept: Annotated[int, typer.Option("--frames-kept", min=1, help="Frames of a clip, as of the recipe.")] = 32,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; default: CUDA if there is.")
+    ] = None,
+) -> None:
+    """Write a teacher's features of all clips once; stage 1 then takes the folder as a teacher.
+
+    A run that was killed goes on where it stopped.
+    """
+    from vidllm.cli_eval import watching
+    from vidllm.loading import choose_device, load_processor, no_progress_bars
+    from vidllm.train.clip_data import ClipFolder
+    from vidllm.train.precompute import precompute as written_by
+    from vidllm.train.teachers import VisionTeacher
+
+    place = choose_device(device)
+    found = ClipFolder(clips, frames_kept)
+    processor = load_processor(like)
+    with no_progress_bars():
+        model = VisionTeacher(teacher, stream).to(place)
+    with watching() as move:
+        count = written_by(model, found, processor, out, progress=lambda done, total: move("clips", done, total))
+    say(f"wrote features of {count} clips to {out}; {len(found) - count} were there")

@@ -382,6 +382,20 @@ def test_given_labels_are_drawn_reach_the_model_and_are_logged(scenes, make_trai
     assert share == 0.0
 
 
+def test_what_is_not_trained_stays_as_it_is_and_in_evaluation_mode(tiny, scenes, make_trainer):
+    trainer = make_trainer(train_only=r"language_model|grounding", freeze_encoder=False)
+    batch = SceneCollator(tiny[1], num_frames=FRAMES)([scenes.prompts(0, 0), scenes.prompts(1, 0)])
+    _, gradient = step(trainer, [batch])
+    learned = {name for name, grad in gradient.items() if grad is not None}
+    names = [name for name, _ in trainer.model.named_parameters()]
+    assert learned == {name for name in names if "language_model" in name or "grounding" in name}
+    trainer.model.train()
+    modes = {name: part.training for name, part in trainer.model.model.named_children()}
+    assert {name for name, training in modes.items() if training} == {"language_model", "grounding"}
+    with pytest.raises(ValueError, match="'nowhere' fits none"):
+        make_trainer(train_only="nowhere")
+
+
 def test_label_tokens_say_the_labels_in_the_codes_of_the_dense_loss():
     labels = torch.tensor([[[3, 5], [IGNORED_LABEL, 2]], [[26, IGNORED_LABEL], [IGNORED_LABEL, IGNORED_LABEL]]])
     tokens = label_tokens(labels, 192)

@@ -48,8 +48,8 @@ class VidLLMEmptyPose(nn.Module):
         init.zeros_(self.pose)
 
     def forward(self) -> torch.Tensor:
-        """-> `(1, 1, 9)`."""
-        return self.pose
+        """-> `(1, 1, 9)`: a copy; where parameters are sharded, the parameter itself is gone once this returns."""
+        return self.pose.clone()
 
 
 class VidLLMCameraHead(nn.Module):

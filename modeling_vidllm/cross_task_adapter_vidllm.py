@@ -40,9 +40,10 @@ class VidLLMBridgeTokens(nn.Module):
             batch_size (`int`): Number of copies.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, num_bridge_tokens, encoder_width)`: a view, not a copy in memory.
+            `torch.Tensor` of shape `(batch_size, num_bridge_tokens, encoder_width)`: copies; where parameters are sharded, a view of one
+            would outlive its memory.
         """
-        return self.tokens.unsqueeze(0).expand(batch_size, -1, -1)
+        return self.tokens.unsqueeze(0).repeat(batch_size, 1, 1)
 
 
 class VidLLMAdapterMlp(nn.Module):

@@ -157,8 +157,8 @@ class VidLLMNoTarget(nn.Module):
         init.normal_(self.vector, mean=0.0, std=self.initializer_range)
 
     def forward(self) -> torch.Tensor:
-        """Return the vector, shape `(grounding_hidden_size,)`."""
-        return self.vector
+        """Return a copy of the vector, shape `(grounding_hidden_size,)`; sharded, the parameter itself is gone once this returns."""
+        return self.vector.clone()
 
 
 class VidLLMNeighborAttention(nn.Module):

@@ -471,8 +471,86 @@ def scannet() -> JointRecipe:
     )
 
 
+def paper_stage2() -> JointRecipe:
+    """The paper's second stage, all of it: wants `--set model=PATH`, a checkpoint of stage 1, and `--data-root DIR`.
+
+    Returns:
+        `JointRecipe`: complete but for model and data.
+
+    Source:
+        Paper: AdamW (0.9, 0.999), weight decay 0.05, clip 1.0, 32 uniform frames, frozen encoder (its Fig. 3; its text trains everything), unit
+        weights (eq. 8). Ours, because the paper does not state it: learning rates, steps, batch, warm-up, prompts per scene, and shares of
+        the benchmarks.
+    """
+    return JointRecipe(
+        name="paper_stage2",
+        model=None,
+        weights_dtype="bfloat16",
+        benchmarks=_BENCHMARKS,
+        variants=_VARIANTS,
+        num_frames=32,
+        frame_choice="uniform",
+        prompts_per_scene=8,
+        steps=20000,
+        batch_size=1,
+        accumulation=2,
+        learning_rate=1e-4,
+        learning_rate_factors={r"language_model|lm_head": 0.1},
+        precision="bfloat16",
+        activation_checkpointing=True,
+        workers=8,
+    )
+
+
+def single_gpu_lora() -> JointRecipe:
+    """ScanNet's benchmarks on one GPU: low-rank adapters on the language model, geometry left as it is. Wants model and data root.
+
+    Returns:
+        `JointRecipe`: complete but for model and data.
+
+    Source:
+        Ours.
+    """
+    return replace(
+        scannet(),
+        name="single_gpu_lora",
+        train_only=r"lora_|trainable_tokens|\.(adapter|scene_tokens|point_embedding|grounding)\.",
+        num_frames=16,
+        accumulation=8,
+        workers=4,
+        lora=LoraSettings(rank=32, alpha=64.0),
+    )
+
+
+def nano_stage2() -> JointRecipe:
+    """The small model's second stage in one part, all of it trained: wants `--set model=DIR`, such as the result of `nano_stage1`.
+
+    Returns:
+        `JointRecipe`: complete but for the model.
+
+    Source:
+        Ours.
+    """
+    both = nano_perception()
+    return replace(
+        both, name="nano_stage2", model=None, prompts_per_scene=4, rooms=replace(both.rooms, plain_prompts=4)
+    )
+
+
 RECIPES: Mapping[str, Callable[[], JointRecipe]] = types.MappingProxyType(
-    {function.__name__: function for function in (debug, nano_perception, nano, nano_lora, scannet)}
+    {
+        function.__name__: function
+        for function in (
+            debug,
+            nano_perception,
+            nano,
+            nano_lora,
+            nano_stage2,
+            scannet,
+            single_gpu_lora,
+            paper_stage2,
+        )
+    }
 )
 
 

@@ -340,27 +340,30 @@ def nano_perception() -> JointRecipe:
         "points_confidence": 0.05,
         "metric_depth": 5.0,
         "room_rotation": 0.2,
-        "box_l1": 0.5,
-        "box_diou": 0.5,
+        # few words of language would be noise in the way of what is seen
+        "token": 0.0,
+        "box_l1": 0.0,
+        "box_diou": 0.0,
+        "match": 0.0,
     }
     losses = JointLossSettings()
     return JointRecipe(
         name="nano_perception",
         model="vidllm-nano",
+        train_only=r"\.(encoder|adapter|reconstruction|metric_depth)\.",
         rooms=_nano_rooms(),
         num_frames=4,
         prompts_per_scene=1,
         steps=1800,
         batch_size=8,
         learning_rate=8e-4,
-        learning_rate_factors={r"reconstruction\.(tokens|frame_blocks|global_blocks)|scene_tokens": 0.1},
+        learning_rate_factors={r"reconstruction\.(tokens|frame_blocks|global_blocks)": 0.1},
         warmup=0.02,
         betas=(0.9, 0.95),
         precision="bfloat16",
         workers=1,
         losses=replace(losses, weights={**losses.weights, **weights}),
         dense_labels=1.0,
-        loc_labels=0.5,
         dense_matching=1.0,
         given_geometry=MixingSchedule(start=1.0, end=0.0, until=0.6),
         freeze_encoder=False,
@@ -531,9 +534,21 @@ def nano_stage2() -> JointRecipe:
     Source:
         Ours.
     """
-    both = nano_perception()
+    seeing, speaking = nano_perception(), nano()
+    weights = {
+        **seeing.losses.weights,
+        **{name: speaking.losses.weight(name) for name in ("token", "box_l1", "box_diou", "match")},
+    }
     return replace(
-        both, name="nano_stage2", model=None, prompts_per_scene=4, rooms=replace(both.rooms, plain_prompts=4)
+        seeing,
+        name="nano_stage2",
+        model=None,
+        train_only=None,
+        learning_rate_factors={**seeing.learning_rate_factors, **speaking.learning_rate_factors},
+        losses=replace(seeing.losses, weights=weights),
+        loc_labels=speaking.loc_labels,
+        prompts_per_scene=speaking.prompts_per_scene,
+        rooms=replace(_nano_rooms(), plain_prompts=4),
     )
 
 

@@ -76,6 +76,62 @@ def run_launcher(command: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, previous)
 
 
+def print_dry_run(name: str, settings: Sequence[str], devices: int, sharding: str, size: str | None) -> None:
+    """What a recipe of stage 2 needs, on stdout; data need not be there."""
+    from vidllm.cli_console import write
+    from vidllm.eval.speed import size_of
+    from vidllm.loading import no_progress_bars
+    from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
+    from vidllm.train.dry_run import dry_run
+    from vidllm.train.presets import PRESETS
+    from vidllm.train.recipes import recipe, with_settings
+
+    chosen = with_settings(recipe(name), settings)
+    if chosen.model is None:
+        raise ValueError(f"{name}: wanted a model, if only its shape: --set model=vidllm-7b")
+    edge = 518
+    with no_progress_bars():
+        if chosen.model in PRESETS:
+            config, edge = PRESETS[chosen.model].config(), PRESETS[chosen.model].shortest_edge
+        else:
+            config = VidLLMConfig.from_pretrained(chosen.model)
+        patch = config.vision_config.patch_size
+        usual = tuple(side // patch * patch for side in (edge, edge * 4 // 3))
+        size_hw = usual if size is None else size_of(size)
+        told = dry_run(chosen, config, (size_hw[0], size_hw[1]), devices, sharding)
+    gib, tera = 2**30, 10**12
+    lines = [f"{name}: {devices} devices, sharding {sharding}, frames of {size_hw[0]}x{size_hw[1]}", ""]
+    for part, count in told.parameters.items():
+        cost = told.parts.get(part)
+        more = (
+            ""
+            if cost is None
+            else f"  {cost.activation_bytes / gib:9.3f} GiB  {cost.forward_flops / tera:10.3f} TFLOP forward"
+        )
+        lines.append(f"{part:16} {count:>14,} parameters  {told.trained[part]:>14,} trained{more}")
+    if "losses" in told.parts:
+        lines.append(
+            f"{'losses':16} {'':>14}             {'':>14}          {told.parts['losses'].activation_bytes / gib:9.3f} GiB"
+        )
+    lines += ["", "memory per device, GiB (without what allocators waste):"]
+    lines += [
+        f"  {what:12} {getattr(told, field) / gib:9.2f}"
+        for what, field in (
+            ("weights", "weight_bytes"),
+            ("gradients", "gradient_bytes"),
+            ("optimizer", "optimizer_bytes"),
+            ("activations", "activation_bytes"),
+            ("together", "bytes_per_device"),
+        )
+    ]
+    lines += [
+        "",
+        f"{told.steps:,} steps; in each {told.videos_per_step:,} videos, {told.frames_per_step:,} frames, "
+        f"{told.language_tokens_per_step:,} tokens of the language model, {told.flops_per_step / tera:,.1f} TFLOP forward and backward",
+    ]
+    write("\n".join(lines))
+
+
 @train.command()
 def joint(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="debug, nano, nano_lora or scannet.")],
@@ -104,6 +160,14 @@ def joint(
         Path | None, typer.Option("--config-file", metavar="FILE", help="Of `accelerate config`.", exists=True)
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the run needs: parameters, memory, tokens, FLOPs.")
+    ] = False,
+    devices: Annotated[int, typer.Option("--devices", min=1, help="Of the dry run.")] = 8,
+    sharding: Annotated[str, typer.Option("--sharding", help="Of the dry run: none, zero2 or full.")] = "none",
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="HxW", help="Of the dry run: frames; default: a 4:3 video's.")
+    ] = None,
 ) -> None:
     """Train reconstruction, answers, captions and boxes together (stage 2).
 
@@ -116,6 +180,9 @@ def joint(
         name: None if path is None else str(path.expanduser()) for name, path in (("data", data), ("root", data_root))
     }
     # Checked here, so that a typo is one line and not the end of a launcher's report.
+    if dry_run:
+        print_dry_run(recipe, settings or [], devices, sharding, size)
+        return
     chosen_recipe(recipe, settings or [], paths["data"], paths["root"])
     checkpoint_to_resume(out.expanduser(), resume)
     arguments = [recipe, "--out", str(out.expanduser())]

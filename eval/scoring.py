@@ -41,6 +41,10 @@ class Scored:
     notes: list[str] = field(default_factory=list)
 
 
+# Of the protocols that there are, those under which a run is scored; the others compare with one peer each.
+ANSWER_PROTOCOLS = {"scanqa": ("official",), "sqa3d": ("official", "leo")}
+
+
 def score_answers(work: BenchmarkWork, answers: Sequence[str]) -> Scores:
     """Score answers under every protocol of their benchmark.
 
@@ -56,9 +60,9 @@ def score_answers(work: BenchmarkWork, answers: Sequence[str]) -> Scores:
     """
     if work.name == "scanqa":
         accepted = [sample.answers for sample in work.samples]
-        return {name: scanqa.scanqa_scores(answers, accepted, work.kinds, name) for name in scanqa.PROTOCOLS}
+        return {name: scanqa.scanqa_scores(answers, accepted, work.kinds, name) for name in ANSWER_PROTOCOLS["scanqa"]}
     right = [sample.answers[0] for sample in work.samples]
-    return {name: sqa3d.sqa3d_scores(answers, right, work.kinds, name) for name in sqa3d.PROTOCOLS}
+    return {name: sqa3d.sqa3d_scores(answers, right, work.kinds, name) for name in ANSWER_PROTOCOLS["sqa3d"]}
 
 
 def score_boxes(work: BenchmarkWork, boxes: Sequence[Sequence[float] | None]) -> Scores:

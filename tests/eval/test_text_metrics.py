@@ -131,7 +131,7 @@ def test_wrong_columns_and_protocols_are_refused():
         scanqa_scores(["a", "b"], [["a"]])
     with pytest.raises(ValueError, match="at least 1"):
         sqa3d_scores([], [])
-    with pytest.raises(ValueError, match="wanted one of official, leo; got 'cider'"):
+    with pytest.raises(ValueError, match="wanted one of official, leo, llava3d, video3dllm; got 'cider'"):
         sqa3d_scores(["a"], ["a"], protocol="cider")
 
 

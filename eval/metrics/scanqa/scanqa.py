@@ -7,7 +7,7 @@ from vidllm.eval.metrics.scanqa.scores import scanqa_scores
 
 
 class ScanQA(evaluate.Metric):
-    """Answers to ScanQA's questions; `compute(predictions=, references=, kinds=None, protocol="official")`, see `scanqa_scores`.
+    """Answers to ScanQA's questions; `compute(predictions=, references=, kinds=None, protocol="official", text=False)`, see `scanqa_scores`.
 
     Source:
         Upstream: ATR-DBI/ScanQA@0a9f162 scripts/score.py.
@@ -15,7 +15,7 @@ class ScanQA(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Exact match of answers about a scene (ScanQA).",
+            description="Exact match and n-gram scores of answers about a scene (ScanQA), under six named protocols.",
             citation="Azuma et al., ScanQA: 3D Question Answering for Spatial Scene Understanding, CVPR 2022",
             inputs_description="predictions: texts; references: lists of accepted texts; kinds: a text per question",
             features=datasets.Features(
@@ -24,6 +24,11 @@ class ScanQA(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: list, references: list, kinds: list | None = None, protocol: str = "official"
+        self,
+        predictions: list,
+        references: list,
+        kinds: list | None = None,
+        protocol: str = "official",
+        text: bool = False,
     ) -> dict:
-        return scanqa_scores(predictions, references, kinds, protocol)
+        return scanqa_scores(predictions, references, kinds, protocol, text)

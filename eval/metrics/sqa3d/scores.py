@@ -5,7 +5,25 @@ from collections.abc import Sequence
 from vidllm.eval.metrics.answers import check_lengths, check_protocol, clean_answer, means_by_kind, refined_match
 
 
-PROTOCOLS = ("official", "leo")
+PROTOCOLS = ("official", "leo", "llava3d", "video3dllm")
+# By the first letters of the question, in this order.
+_TYPES = (("what", 4), ("is", 2), ("how", 3), ("can", 3), ("which", 5))
+
+
+def question_type(question: str) -> str:
+    """Kind of a question, by how it begins.
+
+    Args:
+        question (`str`): In upper or lower case.
+
+    Returns:
+        `str`: `what`, `is`, `how`, `can`, `which` or `others`; "Isn't" counts as `is`, "Whatever" as `what`.
+
+    Source:
+        Upstream: embodied-generalist/embodied-generalist@567f2d8 data/data_utils.py.
+    """
+    start = question.strip().lower()
+    return next((name for name, letters in _TYPES if start[:letters] == name), "others")
 
 
 def sqa3d_scores(
@@ -21,27 +39,33 @@ def sqa3d_scores(
         references (`Sequence[str]`): The one right answer of each question.
         kinds (`Sequence[str]`, *optional*): Kind of each question.
         protocol (`str`): `official`: equal letter by letter, which is what the authors' choice among known answers amounts to for free
-            text. `leo`: both sides cleaned (`clean_answer`); refined: one contained in the other is enough.
+            text. `leo`: both sides cleaned (`clean_answer`); refined: one contained in the other is enough. `llava3d`: the same marks, with one
+            answer per question. `video3dllm` (also 3DRS): both cleaned, exact alone.
 
     Returns:
-        `dict[str, float]`: `exact_match`, under `leo` also `exact_match_refined`, fractions; with kinds also `<metric>_macro` (mean over
+        `dict[str, float]`: `exact_match`, under `leo` and `llava3d` also `exact_match_refined`, fractions; with kinds also `<metric>_macro` (mean over
         kinds) and `<kind>/<metric>`.
 
     Raises:
         ValueError: Columns of unequal length, or an unknown protocol.
 
     Source:
-        Upstream: SilongYong/SQA3D@a98da8f; embodied-generalist/embodied-generalist@567f2d8 evaluator/scanqa_eval.py.
+        Upstream: SilongYong/SQA3D@a98da8f; embodied-generalist/embodied-generalist@567f2d8 evaluator/scanqa_eval.py;
+        ZCMax/LLaVA-3D@91d979d llava/eval/sqa3d_evaluator.py; LaVi-Lab/Video-3D-LLM@3ff70e8 llava/eval/eval_sqa3d.py.
     """
     check_protocol("sqa3d", protocol, PROTOCOLS)
     check_lengths("sqa3d", predictions=predictions, references=references, kinds=kinds)
     pairs = list(zip(predictions, references, strict=True))
     if protocol == "official":
         return means_by_kind({"exact_match": [answer == right for answer, right in pairs]}, kinds)
+    if protocol == "video3dllm":
+        return means_by_kind(
+            {"exact_match": [clean_answer(answer) == clean_answer(right) for answer, right in pairs]}, kinds
+        )
     marks = [refined_match(clean_answer(answer), [clean_answer(right)]) for answer, right in pairs]
     return means_by_kind(
         {"exact_match": [exact for exact, _ in marks], "exact_match_refined": [refined for _, refined in marks]}, kinds
     )
 
 
-__all__ = ["PROTOCOLS", "sqa3d_scores"]
+__all__ = ["PROTOCOLS", "question_type", "sqa3d_scores"]

@@ -31,7 +31,17 @@ def load(name, cache):
 
 def test_every_folder_is_a_module(cache):
     names = sorted(path.name for path in FOLDER.iterdir() if (path / "scores.py").is_file())
-    assert names == ["camera_pose", "depth", "metric_scale", "scan2cap", "scanqa", "scanrefer", "sqa3d"]
+    assert names == [
+        "camera_pose",
+        "depth",
+        "metric_scale",
+        "point_map",
+        "scan2cap",
+        "scanqa",
+        "scanrefer",
+        "sqa3d",
+        "vsi_bench",
+    ]
     for name in names:
         module = load(name, cache)
         assert module.description
@@ -83,3 +93,15 @@ def test_geometry(cache):
     said = {"points_world": [[0.0, 0, 3], [1.5, 1.5, 1.5]], "room_from_world": np.eye(3).tolist()}
     scores = load("metric_scale", cache).compute(predictions=[said], references=[truth])
     assert scores == pytest.approx({"scale_error": 0.5, "up_error_deg": 0.0, "heading_error_deg": 0.0})
+
+
+def test_clouds_and_spaces(cache):
+    cloud = [[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]
+    moved = [[x + 0.2, y, z] for x, y, z in cloud]
+    scores = load("point_map", cache).compute(predictions=[cloud, moved], references=[cloud, cloud])
+    assert scores["fscore_5cm"] == 0.5
+    assert scores["accuracy"] == pytest.approx(0.1)
+    scores = load("vsi_bench", cache).compute(
+        predictions=["A", "4"], references=["A", "4"], question_types=["route_planning", "object_counting"]
+    )
+    assert scores == {"route_planning": 1.0, "object_counting": 1.0, "overall": 1.0}

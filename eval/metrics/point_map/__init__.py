@@ -1,0 +1,1 @@
+"""Point clouds: accuracy, completeness, normal consistency, F-score."""

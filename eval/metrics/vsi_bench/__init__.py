@@ -1,0 +1,1 @@
+"""VSI-Bench's scores of answers about spaces."""

@@ -1,0 +1,115 @@
+"""VSI-Bench's scores: letters for questions with options, relative accuracy for numbers. Texts, no tensors."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from vidllm.eval.metrics.answers import check_lengths
+
+
+LETTER_TASKS = (
+    "object_rel_direction_easy",
+    "object_rel_direction_medium",
+    "object_rel_direction_hard",
+    "object_rel_distance",
+    "route_planning",
+    "obj_appearance_order",
+)
+NUMBER_TASKS = ("object_abs_distance", "object_counting", "object_size_estimation", "room_size_estimation")
+DIRECTION = "object_rel_direction"
+# Made as the benchmark's code makes them: the rounding of the steps decides errors of exactly 1 - threshold.
+THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+
+
+def first_word(text: str) -> str:
+    """What is read of an answer.
+
+    Args:
+        text (`str`): The answer.
+
+    Returns:
+        `str`: up to the first blank, without a full stop at its end.
+
+    Source:
+        Upstream: vision-x-nyu/thinking-in-space@51e089c lmms_eval/tasks/vsibench/utils.py.
+    """
+    return text.split(" ")[0].rstrip(".").strip()
+
+
+def relative_accuracy(answer: str, true: float) -> float:
+    """Mean over ten thresholds of whether a number is near enough.
+
+    Args:
+        answer (`str`): Its first word is read as a number; anything else scores 0.
+        true (`float`): Not 0.
+
+    Returns:
+        `float`: 0..1.
+
+    Raises:
+        ValueError: The true number is 0 or not finite.
+
+    Source:
+        Upstream: vision-x-nyu/thinking-in-space@51e089c (mean relative accuracy; its code counts an error of exactly 1 - threshold, the paper does
+        not).
+    """
+    if not math.isfinite(true) or true == 0:
+        raise ValueError(f"vsi_bench: wanted a true number other than 0; got {true}")
+    try:
+        given = float(first_word(answer))
+    except ValueError:
+        return 0.0
+    if not math.isfinite(given):
+        return 0.0
+    error = abs(given - true) / true
+    return float(np.mean([error <= 1 - threshold for threshold in THRESHOLDS]))
+
+
+def vsi_bench_scores(
+    predictions: Sequence[str], references: Sequence[str], question_types: Sequence[str]
+) -> dict[str, float]:
+    """Score answers to VSI-Bench's questions.
+
+    Args:
+        predictions (`Sequence[str]`): One answer per question.
+        references (`Sequence[str]`): `ground_truth`: a letter, or a number as text.
+        question_types (`Sequence[str]`): `question_type`: one of `LETTER_TASKS` or `NUMBER_TASKS`.
+
+    Returns:
+        `dict[str, float]`: by task (the three directions as one, the mean of their means), and `overall`, the mean over tasks; fractions.
+
+    Raises:
+        ValueError: Columns of unequal length, an unknown task, or a true number that is none.
+
+    Source:
+        Upstream: vision-x-nyu/thinking-in-space@51e089c lmms_eval/tasks/vsibench/utils.py.
+    """
+    check_lengths("vsi_bench", predictions=predictions, references=references, question_types=question_types)
+    marks: dict[str, list[float]] = {}
+    for answer, true, task in zip(predictions, references, question_types, strict=True):
+        if task in LETTER_TASKS:
+            mark = float(first_word(answer).lower() == str(true).strip().lower())
+        elif task in NUMBER_TASKS:
+            mark = relative_accuracy(answer, _number(true, task))
+        else:
+            raise ValueError(
+                f"vsi_bench: wanted a question type of {', '.join((*LETTER_TASKS, *NUMBER_TASKS))}; got {task!r}"
+            )
+        marks.setdefault(task, []).append(mark)
+    means = {task: float(np.mean(values)) for task, values in marks.items()}
+    directions = [means.pop(task) for task in sorted(means) if task.startswith(DIRECTION)]
+    if directions:
+        means[DIRECTION] = float(np.mean(directions))
+    return {**means, "overall": float(np.mean(list(means.values())))}
+
+
+def _number(text: str, task: str) -> float:
+    """A true number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"vsi_bench: {task}: wanted a number as ground truth; got {text!r}") from None
+
+
+__all__ = ["LETTER_TASKS", "NUMBER_TASKS", "first_word", "relative_accuracy", "vsi_bench_scores"]

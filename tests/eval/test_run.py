@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vidllm.eval import predict, run, train_facts
+from vidllm.eval.intervals import bootstrap_interval, row_marks
 from vidllm.eval.predict import Predictor
 from vidllm.eval.predictions import PredictionFile
 from vidllm.eval.results import check_results, read_results
@@ -414,3 +415,23 @@ def test_a_prompt_that_is_too_long_is_one_error(evaluate, loaded, tmp_path, monk
     monkeypatch.setattr(loaded[0].config.text_config, "max_position_embeddings", 40)
     with pytest.raises(VidLLMInputError, match="this model takes at most 40"):
         evaluate(tmp_path / "out", ["scanqa"])
+
+
+def test_marks_of_rows_have_the_means_of_the_results(evaluate, undisturbed, rooms_root):
+    """What the intervals are made of is what was scored, wherever a metric is a mean over rows."""
+    document = first_run(evaluate, undisturbed)
+    work = plan(EVAL_BENCHMARKS, str(rooms_root), FRAMES, None, "vidllm", None)
+    records = {name: PredictionFile(undisturbed / "predictions" / f"{name}.jsonl").records for name in EVAL_BENCHMARKS}
+    marks = row_marks(work, records)
+    results = document["runs"]["easy"]["results"]
+    assert set(marks) == set(results)
+    for name, protocols in marks.items():
+        assert set(protocols) == set(results[name])
+        for protocol, metrics in protocols.items():
+            for metric, found in metrics.items():
+                assert found.values.mean() == pytest.approx(results[name][protocol][metric], abs=1e-12), (name, metric)
+                low, high = bootstrap_interval(found, draws=200)
+                assert low <= found.values.mean() <= high
+                assert len(found.ids) == len(set(found.ids)) == len(found.values)
+    assert set(marks["scanqa"]["official"]) == {"exact_match"}
+    assert set(marks["scanrefer"]["official"]) == {"acc_0.25", "acc_0.5"}

@@ -16,7 +16,7 @@ import typer
 from vidllm.cli_bench import bench
 from vidllm.cli_console import VidLLMCommands, progress, say, write, write_json
 from vidllm.cli_data import data, rooms
-from vidllm.cli_eval import evaluate
+from vidllm.cli_eval import evaluate, report
 from vidllm.cli_train import train
 
 
@@ -426,6 +426,7 @@ def demo(
 
 app.command()(rooms)
 app.command(name="eval")(evaluate)
+app.command()(report)
 app.command()(bench)
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")

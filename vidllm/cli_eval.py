@@ -153,3 +153,25 @@ def evaluate(
         return
     print_table(document)
     say(f"wrote {out / 'results.json'}")
+
+
+def report(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run of `vidllm eval`.")],
+    data_root: Annotated[
+        Path | None,
+        typer.Option("--data-root", metavar="DIR", help="Where its scenes lie now; default: where they lay."),
+    ] = None,
+    examples: Annotated[
+        int, typer.Option("--examples", min=0, help="Of each benchmark, half of them right if there are so many.")
+    ] = 8,
+) -> None:
+    """A run as a page that loads nothing (report.html) and as Markdown (report.md).
+
+    Scores with intervals over scenes, baselines beside them, answers and boxes that were right and wrong.
+    """
+    with progress("writing the report"):
+        from vidllm.eval.report import write_report
+
+        written = write_report(out, data_root, examples)
+    for path in written:
+        say(f"wrote {path}")

@@ -156,7 +156,14 @@ def _row(row: Mapping[str, Any], marks: Mapping[str, Mapping[str, Mapping[str, M
     interval = "" if found is None else "{} to {}".format(*map(_number, bootstrap_interval(found, LEVEL, DRAWS)))
     fixed = ("benchmark", "protocol", "metric", "model")
     baselines = {kind: _number(value) for kind, value in row.items() if kind not in fixed}
-    return ReportRow(*(row[name] for name in fixed[:3]), _number(row["model"]), interval, baselines)
+    return ReportRow(
+        benchmark=row["benchmark"],
+        protocol=row["protocol"],
+        metric=row["metric"],
+        model=_number(row["model"]),
+        interval=interval,
+        baselines=baselines,
+    )
 
 
 def _number(value: float) -> str:

@@ -134,7 +134,13 @@ def print_dry_run(name: str, settings: Sequence[str], devices: int, sharding: st
 
 @train.command()
 def joint(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="debug, nano, nano_lora or scannet.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="debug, nano_perception, nano, nano_lora, nano_stage2, scannet, single_gpu_lora or paper_stage2.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run: new, empty, or to resume.")],
     settings: Annotated[
         list[str] | None,

@@ -4,7 +4,10 @@ import dataclasses
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from vidllm.cli import app
+from vidllm.train.distill_recipes import DISTILL_RECIPES
 from vidllm.train.recipes import (
     RECIPES,
     JointRecipe,
@@ -142,3 +145,9 @@ def test_true_geometry_decays():
     assert mixing.share(0.1) > 0.9
     assert MixingSchedule(start=0.3, end=0.3, until=0.0).share(0.0) == pytest.approx(0.3)
     assert nano_lora().given_geometry.start == 1.0
+
+
+def test_the_help_names_every_recipe():
+    for command, known in (("joint", RECIPES), ("distill", DISTILL_RECIPES)):
+        shown = CliRunner().invoke(app, ["train", command, "--help"], env={"COLUMNS": "300"}).output
+        assert not [name for name in known if name not in shown]

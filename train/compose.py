@@ -216,6 +216,10 @@ def language_config(place: str, preset: VidLLMPreset) -> dict[str, Any]:
 
 def _config_of(place: str, what: str) -> Any:
     """Config of a folder or Hub id, or one clear error."""
+    if not Path(place).expanduser().is_dir() and place.count("/") != 1:
+        raise ValueError(
+            f"{what}: wanted a Hub id (owner/name) or a folder with a config; got {place}, which is neither"
+        )
     try:
         return AutoConfig.from_pretrained(
             str(Path(place).expanduser()) if Path(place).expanduser().is_dir() else place

@@ -102,8 +102,11 @@ class CountedTrainer(Trainer):
 
         Returns:
             `dict[str, torch.Tensor]`: by term, shape `()`, float32; always the same names.
+
+        Raises:
+            TypeError: The stage does not say.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__}: wanted batch_counts of its own")
 
     def weighted_terms(
         self, model: nn.Module, inputs: dict[str, Any]
@@ -116,8 +119,11 @@ class CountedTrainer(Trainer):
 
         Returns:
             `tuple`: sum and count `()` by term; weight by term; the forward's output.
+
+        Raises:
+            TypeError: The stage does not say.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__}: wanted weighted_terms of its own")
 
     # ------------------------------------------------------------------ data
 

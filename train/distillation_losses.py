@@ -41,7 +41,7 @@ def geometry_feature_loss(student: torch.Tensor, teacher: torch.Tensor) -> tuple
         teacher (`torch.Tensor` of shape `(F, P, Cg)`): On the same grid.
 
     Returns:
-        `tuple`: sum over the patches and their number, 0-dim float32.
+        `tuple` of two `torch.Tensor` of shape `()`: sum over the patches and their number, float32.
 
     Source:
         Paper: eq. 6, first part; Norm taken as L2 (not stated).
@@ -58,7 +58,7 @@ def language_feature_loss(student: torch.Tensor, teacher: torch.Tensor) -> tuple
         teacher (`torch.Tensor` of shape `(F, P', Cl)`): On any grid.
 
     Returns:
-        `tuple`: sum over the frames and their number, 0-dim float32.
+        `tuple` of two `torch.Tensor` of shape `()`: sum over the frames and their number, float32.
 
     Source:
         Paper: eq. 6, second part. Ours: pooled per frame, by the mean (not stated).
@@ -79,7 +79,7 @@ def structure_loss(
         teacher (`tuple` of two `torch.Tensor` of shapes `(F, P, Cg)` and `(F, P, Cl)`): On the student's grid.
 
     Returns:
-        `tuple`: sum over the frames and their number, 0-dim float32.
+        `tuple` of two `torch.Tensor` of shape `()`: sum over the frames and their number, float32.
 
     Source:
         Paper: eq. 7. Ours: per frame, over all of its tokens; the narrower teacher is filled up with zeros; the sums in float64, because they

@@ -571,8 +571,9 @@ def test_bad_presets(tmp_path):
     (tmp_path / "full" / "thing").touch()
     assert "new or empty folder" in error_line("init", "vidllm-tiny", "--out", tmp_path / "full")
     line = error_line("init", "vidllm-tiny", "--out", tmp_path / "a", "--vision", "dino", "--geometry", "vggt")
-    assert "--geometry, --vision" in line
-    assert "not available in this version" in line
+    assert "vision: wanted a Hub id (owner/name) or a folder with a config; got dino, which is neither" in line
+    line = error_line("init", "vidllm-tiny", "--out", tmp_path / "a", "--geometry", "vggt")
+    assert "geometry: wanted a Hub id, a folder or a file; got vggt, which does not exist" in line
     assert not (tmp_path / "a").exists()
 
 

@@ -6,9 +6,8 @@ words of an answer tell only in a roundabout way.
 Shapes: B videos, S frames, H W pixels, h w patch grid, P = h * w patches, C encoder width.
 """
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -182,64 +181,6 @@ def label_codes(width: int, device: torch.device | None = None) -> torch.Tensor:
     return torch.linalg.qr(drawn)[0].T.float().to(device)
 
 
-def label_tokens(labels: torch.Tensor, width: int) -> torch.Tensor:
-    """What the language stream would be if it said the labels of its patches and nothing else.
-
-    Args:
-        labels (`torch.Tensor` of shape `(..., 2)`, int64): Category and colour; `IGNORED_LABEL` where unknown.
-        width (`int`): C.
-
-    Returns:
-        `torch.Tensor` of shape `(..., C)`, float32: sum of the codes of both, of unit variance where both are known; zero where neither is.
-
-    Raises:
-        ValueError: See `label_codes`.
-
-    Source:
-        Ours: the codes are those that `DenseLabels` pulls the stream towards.
-    """
-    codes = label_codes(width, labels.device)
-    # The last row stands for what is unknown.
-    table = torch.cat([codes * (width / 2) ** 0.5, codes.new_zeros(1, width)])
-    category, colour = labels.unbind(-1)
-    unknown = len(codes)
-    rows = torch.stack([category, colour + NUM_CATEGORIES], dim=-1)
-    return table[rows.masked_fill(labels == IGNORED_LABEL, unknown)].sum(-2)
-
-
-@contextlib.contextmanager
-def given_language_stream(scene_tokens: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> Iterator[None]:
-    """Within the context, the scene tokens of some videos are made of given tokens instead of the language stream.
-
-    A language model that is trained from nothing can so learn to look things up in a scene, while the encoder does not yet see what they are.
-
-    Args:
-        scene_tokens (`VidLLMSceneTokens`): Of the model whose forward runs in the context.
-        tokens (`torch.Tensor` of shape `(B, S, P, C)`): Stand-ins for the language stream.
-        mask (`torch.Tensor` of shape `(B,)`, bool): Videos that get them. The others, and losses on the stream itself, see what the model computed.
-
-    Raises:
-        ValueError: The videos are not all of one size, so that the model takes them in groups.
-
-    Source:
-        Ours.
-    """
-
-    def replaced(module: torch.nn.Module, arguments: tuple) -> tuple:
-        stream, *others = arguments
-        if stream.shape != tokens.shape:
-            raise ValueError(
-                f"given labels: wanted videos of one size, with a language stream of shape {tuple(tokens.shape)}; got {tuple(stream.shape)}"
-            )
-        return (torch.where(mask[:, None, None, None], tokens.to(stream.dtype), stream), *others)
-
-    handle = scene_tokens.register_forward_pre_hook(replaced)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 @dataclass(frozen=True)
 class DenseLabels:
     """Loss on the language stream: cross-entropy of each patch's category and colour against fixed codes.
@@ -308,9 +249,7 @@ class DenseLabels:
 __all__ = [
     "DenseLabels",
     "RoomCollator",
-    "given_language_stream",
     "label_codes",
-    "label_tokens",
     "loc_labels",
     "patch_labels",
 ]

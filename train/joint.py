@@ -300,7 +300,6 @@ def train_joint(
             args=args,
             losses=chosen.losses,
             given_geometry=chosen.given_geometry,
-            given_labels=chosen.given_labels,
             plugins=[*data.plugins, *plugins],
             has_metric_depth=data.has_metric_depth,
             freeze_encoder=chosen.freeze_encoder,

@@ -3,7 +3,6 @@
 Shapes: B videos, Q prompts, L text tokens, S frames, H W pixels.
 """
 
-import contextlib
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,6 @@ from vidllm.modeling_vidllm.outputs_vidllm import VidLLMOutput
 from vidllm.modeling_vidllm.shared_prefix_vidllm import prefix_obstacle
 from vidllm.train.collator import IGNORED_LABEL, keyed_generator, model_inputs
 from vidllm.train.counted_trainer import CountedTrainer
-from vidllm.train.dense_labels import given_language_stream, label_tokens
 from vidllm.train.losses import TERMS, JointLossSettings, joint_loss_counts, joint_loss_terms
 from vidllm.train.recipes import MixingSchedule
 
@@ -27,7 +25,7 @@ from vidllm.train.recipes import MixingSchedule
 GEOMETRY_MODULES = ("reconstruction", "metric_depth")
 GIVEN_PARTS = ("cam_from_world", "intrinsics_px", "depth_m")
 # What the trainer adds to a batch for itself.
-_GIVEN_MASK, _GIVEN_LABELS_MASK, _FIRST_LOGIT = "given_mask", "given_labels_mask", "first_logit"
+_GIVEN_MASK, _FIRST_LOGIT = "given_mask", "first_logit"
 
 
 class LossPlugin(Protocol):
@@ -145,8 +143,6 @@ class VidLLMJointTrainer(CountedTrainer):
         losses (`JointLossSettings`, *optional*): Weights and constants of the losses.
         given_geometry (`MixingSchedule`, *optional*): With which probability a video with true cameras and depth is given them. Keyed by the
             run's seed, the step and the video's first sample.
-        given_labels (`MixingSchedule`, *optional*): With which probability the scene tokens of a video with labelled patches are made of the
-            labels; keyed in the same way.
         plugins (`Sequence[LossPlugin]`): Further losses.
         has_metric_depth (`bool`): Whether the data has depth in metres; the model then says so of its outputs, from the start.
         freeze_encoder (`bool`): Whether the vision encoder stays as it is.
@@ -162,7 +158,7 @@ class VidLLMJointTrainer(CountedTrainer):
         Paper: section 3.4, eq. 8.
     """
 
-    share_names = ("given_geometry", "given_labels")
+    share_names = ("given_geometry",)
 
     def __init__(
         self,
@@ -170,7 +166,6 @@ class VidLLMJointTrainer(CountedTrainer):
         args: TrainingArguments,
         losses: JointLossSettings | None = None,
         given_geometry: MixingSchedule | None = None,
-        given_labels: MixingSchedule | None = None,
         plugins: Sequence[LossPlugin] = (),
         has_metric_depth: bool = False,
         freeze_encoder: bool = True,
@@ -193,13 +188,12 @@ class VidLLMJointTrainer(CountedTrainer):
         self._share_prefix = prefix_obstacle(base_model(model).model.language_model) is None
         self.losses = losses or JointLossSettings()
         self.given_geometry = given_geometry or MixingSchedule(start=0.0, end=0.0)
-        self.given_labels = given_labels or MixingSchedule(start=0.0, end=0.0)
         self.plugins = list(plugins)
 
     # ------------------------------------------------------------------ data
 
     def completed(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch that says where its labels start, and which videos are given their true geometry or labels, if any are.
+        """A batch that says where its labels start, and which videos are given their true geometry, if any are.
 
         Args:
             batch (`dict`): From `VidLLMCollator`.
@@ -209,24 +203,19 @@ class VidLLMJointTrainer(CountedTrainer):
         """
         batch = {**batch, _FIRST_LOGIT: first_logit(batch["labels"])}
         targets = batch["targets"]
-        geometry = targets["camera_mask"] & targets["depth_mask"]
+        known = targets["camera_mask"] & targets["depth_mask"]
         if "depth_m" not in targets:
-            geometry = torch.zeros_like(geometry)
-        labels = torch.full_like(geometry, "patch_labels" in targets)
+            known = torch.zeros_like(known)
         first_prompt: dict[int, str] = {}
         for sample_id, video in zip(batch["sample_ids"], batch["scene_index"].tolist(), strict=True):
             first_prompt.setdefault(video, sample_id)
-        names = [first_prompt.get(video, "") for video in range(len(geometry))]
-        for what, share_name, mask_name, known, schedule in (
-            ("given geometry", "given_geometry", _GIVEN_MASK, geometry, self.given_geometry),
-            ("given labels", "given_labels", _GIVEN_LABELS_MASK, labels, self.given_labels),
-        ):
-            share = schedule.share(self.progress)
-            given = torch.tensor([share > 0 and self._drawn(what, name) < share for name in names]) & known
-            self._window_shares[share_name] += int(given.sum())
-            if given.any():
-                batch[mask_name] = given
-        self._window_videos += len(geometry)
+        names = [first_prompt.get(video, "") for video in range(len(known))]
+        share = self.given_geometry.share(self.progress)
+        given = torch.tensor([share > 0 and self._drawn("given geometry", name) < share for name in names]) & known
+        self._window_shares["given_geometry"] += int(given.sum())
+        if given.any():
+            batch[_GIVEN_MASK] = given
+        self._window_videos += len(known)
         return batch
 
     def _drawn(self, what: str, name: str) -> float:
@@ -263,7 +252,7 @@ class VidLLMJointTrainer(CountedTrainer):
             batch gets some that are none, so that their embedding takes part in every step. Where the language
             model allows it, prompts of a video share its tokens in one row.
         """
-        own = ("labels", _GIVEN_MASK, _GIVEN_LABELS_MASK, _FIRST_LOGIT)
+        own = ("labels", _GIVEN_MASK, _FIRST_LOGIT)
         inputs = {name: value for name, value in model_inputs(batch).items() if name not in own}
         if "coord_points_world" not in inputs:
             prompts, device = len(batch["input_ids"]), batch["input_ids"].device
@@ -291,8 +280,7 @@ class VidLLMJointTrainer(CountedTrainer):
             `tuple`: sum and count `()` by term; weight by term; `VidLLMOutput`.
         """
         arguments, first = self.forward_inputs(inputs)
-        with self._given_labels(inputs):
-            output = model(**arguments)
+        output = model(**arguments)
         # As if the first position were the first that is kept: no label lies before it.
         batch = {**inputs, "labels": inputs["labels"][:, first:]}
         terms = dict(joint_loss_terms(output, batch, self.model_config, self.losses))
@@ -302,14 +290,6 @@ class VidLLMJointTrainer(CountedTrainer):
             weights.update(dict.fromkeys(added, plugin.weight(self.progress)))
             terms.update(added)
         return terms, weights, output
-
-    def _given_labels(self, batch: Mapping[str, Any]) -> contextlib.AbstractContextManager:
-        """Where some videos of the batch are given their labels, a forward that uses them."""
-        if _GIVEN_LABELS_MASK not in batch:
-            return contextlib.nullcontext()
-        tokens = label_tokens(batch["targets"]["patch_labels"], self.model_config.vision_config.hidden_size)
-        scene_tokens = base_model(self.model).model.scene_tokens
-        return given_language_stream(scene_tokens, tokens, batch[_GIVEN_LABELS_MASK])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load weights to go on from; the Trainer itself would leave out, in silence, whatever transformers saves under another name."""

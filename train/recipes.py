@@ -153,8 +153,6 @@ class JointRecipe:
         loc_labels (`float`): Weight of the loss on category and colour of what a `<loc>` means; for rooms. 0 leaves it out.
         dense_matching (`float`): Weight of the loss on which patches of two frames see the same place; for rooms. 0 leaves it out.
         given_geometry (`MixingSchedule`): Schedule of true geometry.
-        given_labels (`MixingSchedule`): Schedule of true categories and colours in place of the language stream, see `given_language_stream`; for
-            rooms. None by default.
         freeze_encoder (`bool`): Whether the vision encoder stays as it is.
         train_only (`str`, *optional*): Regular expression of parameter names: all others stay as they are, and their modules in evaluation mode.
         lora (`LoraSettings`, *optional*): Adapters on the language model instead of training it.
@@ -206,7 +204,6 @@ class JointRecipe:
     loc_labels: float = 0.0
     dense_matching: float = 0.0
     given_geometry: MixingSchedule = field(default_factory=MixingSchedule)
-    given_labels: MixingSchedule = field(default_factory=lambda: MixingSchedule(start=0.0, end=0.0))
     freeze_encoder: bool = True
     train_only: str | None = None
     lora: LoraSettings | None = None
@@ -275,10 +272,6 @@ class JointRecipe:
         for name in ROOM_LOSSES:
             if getattr(self, name) and self.rooms is None:
                 raise ValueError(f"{self.name}: wanted rooms for {name}; files do not know what each pixel shows")
-        if max(self.given_labels.start, self.given_labels.end) and not self.dense_labels:
-            raise ValueError(
-                f"{self.name}: wanted dense_labels with given_labels, or the language stream never learns what stands in for it; got none"
-            )
         if self.lora is not None and not self.freeze_encoder:
             raise ValueError(f"{self.name}: wanted freeze_encoder with lora; got a trained encoder")
         if self.lora is not None and self.model in PRESETS:
@@ -392,7 +385,7 @@ def nano() -> JointRecipe:
         rooms=replace(_nano_rooms(), plain_prompts=8, unlocked_at=0.3),
         num_frames=4,
         prompts_per_scene=4,
-        steps=2000,
+        steps=1650,
         batch_size=8,
         learning_rate=8e-4,
         learning_rate_factors={r"scene_tokens": 0.1},
@@ -718,7 +711,6 @@ def chosen_recipe(
     chosen = recipe(name)
     if data is not None or data_root is not None:
         chosen = replace(chosen, rooms=None, data=data, data_root=data_root, **dict.fromkeys(ROOM_LOSSES, 0.0))
-        chosen = replace(chosen, given_labels=MixingSchedule(start=0.0, end=0.0))
         if data_root is None:
             chosen = replace(chosen, benchmarks={}, variants={})
     chosen = with_settings(chosen, settings)

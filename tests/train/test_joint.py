@@ -16,8 +16,6 @@ from transformers import TrainerCallback, TrainingArguments
 
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.processing_vidllm import VidLLMProcessor
-from vidllm.train.collator import IGNORED_LABEL
-from vidllm.train.dense_labels import given_language_stream, label_codes, label_tokens
 from vidllm.train.initialise import build_untrained
 from vidllm.train.joint import VidLLMJointTrainer, joint_data, main, starting_model, train_joint
 from vidllm.train.joint_trainer import first_logit
@@ -320,68 +318,6 @@ def test_true_geometry_is_drawn_per_step_and_video_whatever_the_batch(tiny, scen
     assert given(decaying, one) == set()
 
 
-def test_given_labels_replace_the_language_stream_of_their_videos_alone(make_trainer):
-    """A forward whose stream is given equals one whose stream is what was given; losses on the stream see the model's own."""
-    trainer = make_trainer(given_labels=MixingSchedule(start=1.0, end=1.0))
-    core, config = trainer.model.model, trainer.model_config
-    generator = torch.Generator().manual_seed(3)
-    pixels = torch.randn(3, 2, 3, 28, 42, generator=generator)
-    tokens = torch.randn(3, 2, 6, config.vision_config.hidden_size, generator=generator)
-    mask = torch.tensor([True, False, True])
-    usual = core(pixel_values_videos=pixels, output_adapter_tokens=True)
-    with given_language_stream(core.scene_tokens, tokens, mask):
-        given_some = core(pixel_values_videos=pixels, output_adapter_tokens=True)
-    assert torch.equal(given_some.lang_tokens, usual.lang_tokens)
-    wanted = core._tokens_of(
-        torch.where(mask[:, None, None, None], tokens, usual.lang_tokens), usual.scene.reconstruction, (2, 3)
-    )
-    assert torch.equal(given_some.scene.tokens, wanted.tokens)
-    assert torch.equal(given_some.scene.tokens[1], usual.scene.tokens[1])
-    assert not torch.equal(given_some.scene.tokens[0], usual.scene.tokens[0])
-    # afterwards all is as before
-    assert torch.equal(core(pixel_values_videos=pixels).scene.tokens, usual.scene.tokens)
-    with (
-        given_language_stream(core.scene_tokens, tokens[:, :1], mask),
-        pytest.raises(ValueError, match="wanted videos of one size"),
-    ):
-        core(pixel_values_videos=pixels)
-
-
-def test_given_labels_are_drawn_reach_the_model_and_are_logged(scenes, make_trainer):
-    collator = SceneCollator(build_untrained("vidllm-nano")[1], num_frames=FRAMES)
-    trainer = make_trainer(preset="vidllm-nano", given_labels=MixingSchedule(start=1.0, end=1.0))
-    batch = collator([scenes.prompts(0, 0), scenes.prompts(1, 0)])
-    # files have no labels: nothing is drawn
-    (plain,), _ = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
-    assert "given_labels_mask" not in plain
-    trainer._forget_window()
-    height, width = batch["pixel_values_videos"].shape[-2:]
-    shape = (2, FRAMES, (height // 16) * (width // 16))
-    generator = torch.Generator().manual_seed(1)
-    batch["targets"]["patch_labels"] = torch.stack(
-        [torch.randint(0, 27, shape, generator=generator), torch.randint(0, 10, shape, generator=generator)], dim=-1
-    )
-
-    def tokens_and_share(batch):
-        (completed,), counts = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
-        _, output = trainer.compute_loss(trainer.model, completed, return_outputs=True, num_items_in_batch=counts)
-        logged = {"loss": 0.0}
-        trainer.log(logged)
-        return output.scene.tokens, logged["given_labels"]
-
-    tokens, share = tokens_and_share(batch)
-    assert share == 1.0
-    batch["targets"]["patch_labels"] = batch["targets"]["patch_labels"].clone()
-    batch["targets"]["patch_labels"][1, ..., 0] += 1
-    others, _ = tokens_and_share(batch)
-    # the labels decide, and only those of the video itself
-    assert torch.equal(others[0], tokens[0])
-    assert not torch.equal(others[1], tokens[1])
-    trainer.given_labels = MixingSchedule(start=0.0, end=0.0)
-    _, share = tokens_and_share(batch)
-    assert share == 0.0
-
-
 def test_what_is_not_trained_stays_as_it_is_and_in_evaluation_mode(tiny, scenes, make_trainer):
     trainer = make_trainer(train_only=r"language_model|grounding", freeze_encoder=False)
     batch = SceneCollator(tiny[1], num_frames=FRAMES)([scenes.prompts(0, 0), scenes.prompts(1, 0)])
@@ -394,17 +330,6 @@ def test_what_is_not_trained_stays_as_it_is_and_in_evaluation_mode(tiny, scenes,
     assert {name for name, training in modes.items() if training} == {"language_model", "grounding"}
     with pytest.raises(ValueError, match="'nowhere' fits none"):
         make_trainer(train_only="nowhere")
-
-
-def test_label_tokens_say_the_labels_in_the_codes_of_the_dense_loss():
-    labels = torch.tensor([[[3, 5], [IGNORED_LABEL, 2]], [[26, IGNORED_LABEL], [IGNORED_LABEL, IGNORED_LABEL]]])
-    tokens = label_tokens(labels, 192)
-    read = tokens @ label_codes(192).T
-    assert read[0, 0].topk(2).indices.sort().values.tolist() == [3, 27 + 5]
-    assert read[0, 1].argmax() == 27 + 2
-    assert read[1, 0].argmax() == 26
-    assert not tokens[1, 1].any()
-    assert tokens[0, 0].square().mean() == pytest.approx(1.0, rel=1e-4)
 
 
 def test_given_geometry_reaches_the_model(tiny, scenes, make_trainer):

@@ -115,7 +115,6 @@ def test_wrong_values(setting, message):
         ("debug", ["rooms=none", "data=x.jsonl", "dense_labels=1"], "wanted rooms for dense_labels"),
         ("debug", ["rooms=none", "data=x.jsonl", "dense_matching=1"], "wanted rooms for dense_matching"),
         ("debug", ["rooms=none", "data=x.jsonl", "loc_labels=1"], "wanted rooms for loc_labels"),
-        ("debug", ["given_labels.start=1"], "debug: wanted dense_labels with given_labels"),
         ("nano", [], "nano: wanted a model to start from"),
         ("debug", ["model=some/where", "lora=default"], "wanted freeze_encoder with lora"),
         ("debug", ["weights_dtype=bfloat16"], "wanted precision bfloat16, as the weights; got float32"),

@@ -189,7 +189,8 @@ def bench(
         progress (callable, *optional*): Told what comes next.
 
     Returns:
-        `dict`: `settings`, `environment`, and `rungs`, a list with per number of frames: `frames`, `reconstruct_s`, `encode_s`,
+        `dict`: `settings`, `environment`, `fits` (by `peak_memory_mib` and `reconstruct_s` the coefficients of a polynomial in the frames, constant
+        first; only with more rungs than coefficients), and `rungs`, a list with per number of frames: `frames`, `reconstruct_s`, `encode_s`,
         `first_token_s` (prompt and first token, scene kept), `tokens_per_s`, `answer_s` (from pixels to the last of `new_tokens`),
         `questions_per_minute_kept`, `questions_per_minute_encoding`, `ratio`, `peak_memory_mib`, `memory_before_mib`.
 
@@ -207,7 +208,22 @@ def bench(
         if progress is not None:
             progress(f"{frames} frames")
         rungs.append(_rung(model, processor, replace(settings, frames=(frames,))))
-    return {"settings": asdict(settings), "environment": environment_of(model), "rungs": rungs}
+    return {
+        "settings": asdict(settings),
+        "environment": environment_of(model),
+        "rungs": rungs,
+        "fits": _fits(settings.frames, rungs),
+    }
+
+
+def _fits(frames: Sequence[int], rungs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """How memory and time grow with the number of frames, where there are enough of them to tell."""
+    fits = {}
+    for name, degree in (("peak_memory_mib", 1), ("reconstruct_s", 2)):
+        values = [rung[name] for rung in rungs]
+        if None not in values and len(set(frames)) > degree + 1:
+            fits[name] = fitted(frames, values, degree)
+    return fits
 
 
 def _rung(

@@ -225,7 +225,7 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
 
 
 def build_untrained(
-    preset_name: str, seed: int = 0, dtype: torch.dtype | str | None = None
+    preset_name: str, seed: int = 0, dtype: torch.dtype | str | None = None, only_geometry: bool = False
 ) -> tuple[VidLLMForConditionalGeneration, VidLLMProcessor]:
     """A model with random weights and its processor with a byte-level tokenizer, in memory.
 
@@ -233,6 +233,8 @@ def build_untrained(
         preset_name (`str`): One of the presets.
         seed (`int`): Of torch's generator; the same seed gives the same weights. The caller's random state is left as it was.
         dtype (`torch.dtype` or `str`, *optional*): Of what is not kept in float32; float32 if not given.
+        only_geometry (`bool`): Whether the language model is cut down to one layer and the words of the tokenizer: a reconstruction does not
+            use it.
 
     Returns:
         `tuple`: model in evaluation mode, processor.
@@ -249,8 +251,10 @@ def build_untrained(
     ids = add_vidllm_tokens(tokenizer)
     text_changes = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     text_changes["bos_token_id"] = tokenizer.bos_token_id
-    if not recipe.keeps_vocabulary:
+    if not recipe.keeps_vocabulary or only_geometry:
         text_changes["vocab_size"] = -(-len(tokenizer) // 8) * 8
+    if only_geometry:
+        text_changes.update(num_hidden_layers=1, layer_types=None)
     config = recipe.config(text_config=text_changes, **ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

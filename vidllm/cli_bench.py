@@ -21,6 +21,12 @@ _COLUMNS = (
 )
 
 
+def fit_line(fit: list[float]) -> str:
+    """A polynomial in the number of frames as text."""
+    powers = ("", " per frame", " per frame squared")
+    return " + ".join(f"{value:.4g}{power}" for value, power in zip(fit, powers, strict=False))
+
+
 def print_bench(document: dict[str, Any]) -> None:
     """The rungs of a bench on stdout."""
     from rich.console import Console
@@ -41,6 +47,8 @@ def print_bench(document: dict[str, Any]) -> None:
     console.print(table)
     versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
     say(f"{environment['parameters']:,} parameters; {versions}")
+    for name, fit in document["fits"].items():
+        say(f"{name}: {fit_line(fit)}")
 
 
 def bench(
@@ -58,7 +66,13 @@ def bench(
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=2, help="Length of each answer.")] = 20,
     questions: Annotated[int, typer.Option("--questions", min=1, help="Asked about the scene that is kept.")] = 66,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="The median of so many runs counts.")] = 3,
-    only_geometry: Annotated[bool, typer.Option("--only-geometry", help="Stop after the reconstruction.")] = False,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Runs before that do not count.")] = 1,
+    only_geometry: Annotated[
+        bool,
+        typer.Option(
+            "--only-geometry", help="Stop after the reconstruction; a preset then has next to no language model."
+        ),
+    ] = False,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; default: the checkpoint's.")
     ] = None,
@@ -91,13 +105,14 @@ def bench(
             new_tokens=new_tokens,
             questions=questions,
             repeats=repeats,
+            warmup=warmup,
             with_answers=not only_geometry,
         )
         place = choose_device(device)
         if preset is not None:
             from vidllm.train.initialise import build_untrained
 
-            loaded, processor = build_untrained(preset, dtype=dtype)
+            loaded, processor = build_untrained(preset, dtype=dtype, only_geometry=only_geometry)
             loaded = loaded.to(place)
         else:
             loaded, processor = load(model, device)

@@ -100,6 +100,30 @@ def test_fits_recover_what_was_planted():
         fitted((8, 16, 16), (1, 2, 2), 2)
 
 
+def test_fits_need_more_rungs_than_coefficients(tiny):
+    settings = {"size_hw": (28, 42), "repeats": 1, "warmup": 0, "with_answers": False}
+    assert not bench(*tiny, BenchSettings(frames=(1, 2), **settings))["fits"]
+    assert set(bench(*tiny, BenchSettings(frames=(1, 2, 3), **settings))["fits"]) == {"peak_memory_mib"}
+    document = bench(*tiny, BenchSettings(frames=(1, 2, 3, 5), **settings))
+    seconds = [rung["reconstruct_s"] for rung in document["rungs"]]
+    assert document["fits"]["reconstruct_s"] == pytest.approx(fitted((1, 2, 3, 5), seconds, 2))
+
+
+def test_a_preset_without_its_language_model_reconstructs_the_same():
+    whole, _ = build_untrained("vidllm-tiny", seed=4)
+    part, _ = build_untrained("vidllm-tiny", seed=4, only_geometry=True)
+    assert part.config.text_config.num_hidden_layers == 1 < whole.config.text_config.num_hidden_layers
+    # other weights were drawn; of the same shape
+    shapes = {name: value.shape for name, value in whole.model.reconstruction.named_parameters()}
+    assert shapes == {name: value.shape for name, value in part.model.reconstruction.named_parameters()}
+    part.model.load_state_dict(
+        {n: v for n, v in whole.model.state_dict().items() if "language_model" not in n}, strict=False
+    )
+    pixels = torch.randn(1, 3, 3, 28, 42, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert torch.equal(part.reconstruct(pixels).points_world, whole.reconstruct(pixels).points_world)
+
+
 def test_sizes_have_names():
     assert size_of("paper") == (518, 686)
     assert size_of("96x128") == (96, 128)

@@ -1,8 +1,14 @@
 """A run of `vidllm eval` as a page and as Markdown: scores with intervals, baselines beside them, answers and boxes that were right and wrong, provenance.
 
 The page is one file and loads nothing.
+
+```
+<out>/report.html, report.md   neither tells on which machine they were made
+<out>/intervals.json           {"results_sha256": of what they belong to, "level": 0.95, "draws": 2000, "intervals": {benchmark: {protocol: {metric: [low, high]}}}}
+```
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +20,7 @@ from jinja2 import Environment, StrictUndefined
 
 from vidllm.eval.intervals import Marks, bootstrap_interval, row_marks
 from vidllm.eval.metrics.scanrefer.scores import scanrefer_iou
+from vidllm.eval.places import without_places
 from vidllm.eval.predictions import PredictionFile
 from vidllm.eval.report_pictures import best_frame, data_uri, frame_picture, map_picture
 from vidllm.eval.results import read_results, table_rows
@@ -24,7 +31,7 @@ from vidllm.processing.samples import Sample
 from vidllm.processing.video_reading_vidllm import VidLLMInputError
 
 
-HTML_NAME, MARKDOWN_NAME = "report.html", "report.md"
+HTML_NAME, MARKDOWN_NAME, INTERVALS_NAME = "report.html", "report.md", "intervals.json"
 LEVEL, DRAWS = 0.95, 2000
 
 
@@ -79,7 +86,7 @@ class Example:
 
 
 def write_report(out: str | Path, data_root: str | Path | None = None, most_examples: int = 8) -> list[Path]:
-    """Write `report.html` and `report.md` beside `results.json`.
+    """Write `report.html`, `report.md` and `intervals.json` beside `results.json`.
 
     Args:
         out (`str` or `Path`): Folder of a run of `vidllm eval`.
@@ -87,10 +94,10 @@ def write_report(out: str | Path, data_root: str | Path | None = None, most_exam
         most_examples (`int`): Of each benchmark, half of them right if there are so many.
 
     Returns:
-        `list[Path]`: both files.
+        `list[Path]`: the files.
 
     Raises:
-        VidLLMInputError: The folder holds no finished run, or annotations have changed since.
+        VidLLMInputError: The folder holds no finished run, annotations have changed since, or predictions are not those that were scored.
 
     Source:
         Ours.
@@ -101,10 +108,11 @@ def write_report(out: str | Path, data_root: str | Path | None = None, most_exam
     work = _work_of(out, data_root, list(run["results"]))
     records = {part: PredictionFile(out / "predictions" / f"{part}.jsonl").records for part in run["results"]}
     marks = row_marks(work, records)
-    rows = [_row(row, marks) for row in table_rows(run)]
+    intervals = _intervals(out, run, marks)
+    rows = [_row(row, intervals) for row in table_rows(run)]
     kinds = list(run["baselines"])
     texts, boxes = _examples(work, records, marks, most_examples)
-    provenance = document["provenance"]
+    provenance = without_places(document["provenance"])
     context = {
         "title": f"Vid-LLM on {name}",
         "summary": f"{provenance['model']}, geometry {provenance['geometry']}, {provenance['frames']} frames per scene, {_cost(work, provenance)}.",
@@ -120,8 +128,13 @@ def write_report(out: str | Path, data_root: str | Path | None = None, most_exam
     }
     template = files("vidllm.eval").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False).from_string(template)
+    kept = {"results_sha256": results_sha256(document), "level": LEVEL, "draws": DRAWS, "intervals": intervals}
     written = []
-    for file, text in ((HTML_NAME, page.render(context)), (MARKDOWN_NAME, _markdown(context))):
+    for file, text in (
+        (HTML_NAME, page.render(context)),
+        (MARKDOWN_NAME, _markdown(context)),
+        (INTERVALS_NAME, json.dumps(kept, indent=1, allow_nan=False) + "\n"),
+    ):
         path = out / file
         part = path.with_suffix(f"{path.suffix}.part")
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -150,10 +163,47 @@ def _work_of(out: Path, data_root: str | Path | None, benchmarks: Sequence[str])
     return asked
 
 
-def _row(row: Mapping[str, Any], marks: Mapping[str, Mapping[str, Mapping[str, Marks]]]) -> ReportRow:
+def results_sha256(document: Mapping[str, Any]) -> str:
+    """SHA-256 of the numbers of a results document; says whether a report belongs to it.
+
+    Args:
+        document (`Mapping`): What `results.json` says.
+
+    Returns:
+        `str`: 64 hexadecimal digits.
+
+    Source:
+        Ours.
+    """
+    return hashlib.sha256(json.dumps(document["runs"], sort_keys=True).encode()).hexdigest()
+
+
+def _intervals(
+    out: Path, run: Mapping[str, Any], marks: Mapping[str, Mapping[str, Mapping[str, Marks]]]
+) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Intervals by benchmark, protocol and metric; predictions that do not give a number again must not give it one."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for row in table_rows(run):
+        benchmark, protocol, metric, value = (row[name] for name in ("benchmark", "protocol", "metric", "model"))
+        of_rows = marks.get(benchmark, {}).get(protocol, {}).get(metric)
+        if of_rows is None:
+            continue
+        mean = float(of_rows.values.mean())
+        if abs(mean - value) > 1e-6 * max(1.0, abs(value)):
+            raise VidLLMInputError(
+                f"{out / 'predictions'}: wanted the predictions that were scored; {benchmark}, {protocol}, {metric} is {mean:.6f} "
+                f"by them and {value:.6f} in results.json"
+            )
+        found.setdefault(benchmark, {}).setdefault(protocol, {})[metric] = list(
+            bootstrap_interval(of_rows, LEVEL, DRAWS)
+        )
+    return found
+
+
+def _row(row: Mapping[str, Any], intervals: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> ReportRow:
     """A row of results, with its interval."""
-    found = marks.get(row["benchmark"], {}).get(row["protocol"], {}).get(row["metric"])
-    interval = "" if found is None else "{} to {}".format(*map(_number, bootstrap_interval(found, LEVEL, DRAWS)))
+    found = intervals.get(row["benchmark"], {}).get(row["protocol"], {}).get(row["metric"])
+    interval = "" if found is None else "{} to {}".format(*map(_number, found))
     fixed = ("benchmark", "protocol", "metric", "model")
     baselines = {kind: _number(value) for kind, value in row.items() if kind not in fixed}
     return ReportRow(
@@ -293,4 +343,14 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-__all__ = ["HTML_NAME", "MARKDOWN_NAME", "Example", "ReportRow", "write_report"]
+__all__ = [
+    "DRAWS",
+    "HTML_NAME",
+    "INTERVALS_NAME",
+    "LEVEL",
+    "MARKDOWN_NAME",
+    "Example",
+    "ReportRow",
+    "results_sha256",
+    "write_report",
+]

@@ -89,7 +89,8 @@ def loc_labels(samples: Sequence[Sample], object_labels: Sequence[np.ndarray]) -
 class RoomCollator(VidLLMCollator):
     """Batches of `RoomScene`s: as `VidLLMCollator`, with labels of patches in `targets`.
 
-    `patch_labels` `(B, S, P, 2)`, `patch_matches` `(B, S, S, P)` and `loc_labels` `(Q, 2)`, int64, are what the functions of these names return.
+    `patch_labels` `(B, S, P, 2)`, int64, `patch_matches` `(B, S, S, P, 2)` and `loc_labels` `(Q, 2)`, int64, are what the functions of these names
+    return.
 
     Args:
         processor (`VidLLMProcessor`): Of the model.
@@ -125,16 +126,16 @@ class RoomCollator(VidLLMCollator):
             batch = super().__call__(samples)
         finally:
             self._frames_of_scene.clear()
-        labels = [
-            patch_labels(s.instance, s.object_labels, self.processor.video_processor.patch_size)
-            for s in scenes
-            if s.samples
-        ]
         wanted, got = batch["pixel_values_videos"].shape[-2:], scenes[0].instance.shape[-2:]
         if tuple(wanted) != tuple(got):
             raise VidLLMInputError(
                 f"rooms: wanted pictures of the size that the model sees, {tuple(wanted)} (height, width); got {tuple(got)}"
             )
+        labels = [
+            patch_labels(s.instance, s.object_labels, self.processor.video_processor.patch_size)
+            for s in scenes
+            if s.samples
+        ]
         targets = batch["targets"]
         targets["loc_labels"] = loc_labels(samples, labels_of_sample)
         targets["patch_labels"] = torch.from_numpy(np.stack(labels))

@@ -15,7 +15,6 @@ import torch
 from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
 from vidllm.modeling_vidllm.geometry_vidllm import project_points, unproject_depth
 from vidllm.modeling_vidllm.outputs_vidllm import VidLLMOutput
-from vidllm.train.collator import IGNORED_LABEL
 from vidllm.train.matching_directions import matching_directions
 
 
@@ -35,14 +34,14 @@ def patch_matches(
         patch_size (`int`): Edge of a patch, pixels.
 
     Returns:
-        `torch.Tensor` of shape `(B, S, S, P)`, int64: `[b, i, j, p]` is the patch of frame j that sees the middle of patch p of frame i;
-        `IGNORED_LABEL` where it is hidden, outside, of unknown depth, or i = j.
+        `torch.Tensor` of shape `(B, S, S, P, 2)`: `[b, i, j, p]` is the place in frame j, column and row in patches (0, 0 = middle of the first
+        patch), where the middle of patch p of frame i is seen; NaN where it is hidden, outside, of unknown depth, or i = j.
 
     Source:
         Ours.
     """
     frames, height, width = depth_m.shape[1:]
-    columns, half = width // patch_size, patch_size // 2
+    half = patch_size // 2
     middle = (..., slice(half, None, patch_size), slice(half, None, patch_size))
     points_world = unproject_depth(depth_m, intrinsics_px, cam_from_world)[:, :, middle[1], middle[2]].flatten(2, 3)
     known = (depth_m[middle] > 0).flatten(2)  # (B, S, P)
@@ -54,16 +53,39 @@ def patch_matches(
         cam_from_world[:, None].expand(-1, frames, -1, -1, -1),
     )
     # at depth 0 a projection is not finite
-    pixels = torch.nan_to_num(pixels, nan=-1e6, posinf=-1e6, neginf=-1e6).clamp(-1e6, 1e6).round().long()
-    u, v = pixels.unbind(-1)
+    pixels = torch.nan_to_num(pixels, nan=-1e6, posinf=-1e6, neginf=-1e6).clamp(-1e6, 1e6)
+    u, v = pixels.round().long().unbind(-1)
     inside = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (depth_there > 0)
     u, v = u.clamp(0, width - 1), v.clamp(0, height - 1)
     # (B, S pictures, H * W) -> (B, S points, S pictures, P)
     picture = depth_m.flatten(2)[:, None].expand(-1, frames, -1, -1).gather(-1, v * width + u)
     same = (picture - depth_there).abs() <= DEPTH_TOLERANCE * picture
     other = ~torch.eye(frames, dtype=torch.bool, device=depth_m.device)[None, :, :, None]
-    found = (v // patch_size) * columns + u // patch_size
-    return torch.where(known[:, :, None] & inside & same & other, found, IGNORED_LABEL)
+    found = known[:, :, None] & inside & same & other
+    return torch.where(found[..., None], (pixels - half) / patch_size, torch.nan)
+
+
+def shares_of_patches(places: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
+    """How a place is shared out among the patches around it: their mean place, weighted so, is that place.
+
+    Args:
+        places (`torch.Tensor` of shape `(..., 2)`): Column and row in patches, 0, 0 = middle of the first patch; finite. Beyond the middles of the
+            outer patches it counts as on them.
+        grid_hw (`tuple` of `int`): Rows and columns of patches.
+
+    Returns:
+        `torch.Tensor` of shape `(..., P)`: 0..1, sum 1; at most four are not 0.
+
+    Source:
+        Ours: bilinear weights.
+    """
+    rows, columns = (
+        (1 - (places[..., axis, None].clamp(0, number - 1) - torch.arange(number, device=places.device)).abs()).clamp(
+            min=0
+        )
+        for axis, number in ((1, grid_hw[0]), (0, grid_hw[1]))
+    )
+    return (rows[..., :, None] * columns[..., None, :]).flatten(-2)
 
 
 def patch_places(grid_hw: tuple[int, int]) -> torch.Tensor:
@@ -87,15 +109,16 @@ def patch_places(grid_hw: tuple[int, int]) -> torch.Tensor:
 class DenseMatching:
     """Losses on the geometry stream, in the directions of `matching_directions`.
 
-    `dense_match`: cross-entropy of the likeness of a patch to all patches of another frame. `dense_place`: squared distance of what a patch says
-    about its place in the picture.
+    `dense_match`: cross-entropy between the likeness of a patch to all patches of another frame and the shares of those around the place where it
+    is seen there. `dense_place`: squared distance of what a patch says about its place in the picture.
 
     Args:
         strength (`float`): Weight of both, all through the run.
         temperature (`float`): Of the cosines.
 
     Source:
-        Ours: the first is the contrastive form of what tracks teach facebookresearch/vggt.
+        Ours: the first is the contrastive form of what tracks teach facebookresearch/vggt. Whole patches as targets left a camera's turn as
+        uncertain as half a patch; shares teach where between patches a place is.
     """
 
     strength: float = 1.0
@@ -124,7 +147,7 @@ class DenseMatching:
 
         Args:
             output (`VidLLMOutput`): With `geom_tokens` `(B, S, P, C)`.
-            batch (`Mapping`): With `targets["patch_matches"]` `(B, S, S, P)` and `pixel_values_videos` of its size.
+            batch (`Mapping`): With `targets["patch_matches"]` `(B, S, S, P, 2)` and `pixel_values_videos` of its size.
             config (`VidLLMConfig`): Of the model.
 
         Returns:
@@ -134,7 +157,7 @@ class DenseMatching:
             Ours.
         """
         matches = batch["targets"]["patch_matches"]
-        patch, (height, width) = config.vision_config.patch_size, batch["pixel_values_videos"].shape[-2:]
+        grid_hw = tuple(side // config.vision_config.patch_size for side in batch["pixel_values_videos"].shape[-2:])
         directions = matching_directions(config)
         with torch.autocast(device_type=matches.device.type, enabled=False):
             tokens = output.geom_tokens.float()
@@ -142,22 +165,22 @@ class DenseMatching:
             tokens = torch.nn.functional.layer_norm(tokens, tokens.shape[-1:])
             likeness = torch.nn.functional.normalize(tokens @ directions.likeness.T.to(tokens.device), dim=-1)
             cosines = torch.einsum("bipc,bjqc->bijpq", likeness, likeness)
-            match = torch.nn.functional.cross_entropy(
-                (cosines / self.temperature).flatten(0, -2),
-                matches.flatten(),
-                ignore_index=IGNORED_LABEL,
-                reduction="sum",
-            )
+            found = matches.isfinite().all(-1)
+            shares = shares_of_patches(matches[found], grid_hw)
+            match = -(shares * (cosines[found] / self.temperature).log_softmax(-1)).sum()
             said = tokens @ directions.place.T.to(tokens.device)
-            place = (said - patch_places((height // patch, width // patch)).to(tokens.device)).square().mean(-1).sum()
+            place = (said - patch_places(grid_hw).to(tokens.device)).square().mean(-1).sum()
         counts = self.counts(batch, config)
         return {"dense_match": (match, counts["dense_match"]), "dense_place": (place, counts["dense_place"])}
 
     def counts(self, batch: Mapping[str, Any], config: VidLLMConfig) -> dict[str, torch.Tensor]:
         """Matched pairs and patches of a batch; see `terms`."""
         matches = batch["targets"]["patch_matches"]
-        patches = torch.tensor(float(matches[:, :, 0].numel()), device=matches.device)
-        return {"dense_match": (matches != IGNORED_LABEL).sum().float(), "dense_place": patches}
+        found = matches.isfinite().all(-1)
+        return {
+            "dense_match": found.sum().float(),
+            "dense_place": torch.tensor(float(found[:, :, 0].numel()), device=found.device),
+        }
 
 
-__all__ = ["DenseMatching", "patch_matches", "patch_places"]
+__all__ = ["DenseMatching", "patch_matches", "patch_places", "shares_of_patches"]

@@ -65,6 +65,8 @@ class RoomsSettings:
         tasks (`Mapping[str, float]`): Share of the prompts of a room by task.
         plain_prompts (`int`): Most plain prompts of a visit (`plain_samples`), beside the others.
         jpeg_share (`float`): Share of the visits whose pictures go through JPEG first, at a random quality.
+        even_share (`float`): Share of the visits whose frames are spread evenly over the clip, first and last included, as the processor takes them;
+            the others take one at random from each stretch.
 
     Raises:
         ValueError: A number is out of range, or a name is unknown.
@@ -87,6 +89,7 @@ class RoomsSettings:
     )
     plain_prompts: int = 0
     jpeg_share: float = 0.3
+    even_share: float = 0.0
 
     def __post_init__(self) -> None:
         positive = ("num_rooms", "block_size", "first_blocks")
@@ -100,11 +103,14 @@ class RoomsSettings:
                     f"rooms.{name}: wanted shares, at least one positive, of {', '.join(known)}; got {dict(shares)}"
                 )
         if not (
-            0 < self.unlocked_at <= 1 and 0 <= self.jpeg_share <= 1 and min(self.frames_kept, self.plain_prompts) >= 0
+            0 < self.unlocked_at <= 1
+            and 0 <= self.jpeg_share <= 1
+            and 0 <= self.even_share <= 1
+            and min(self.frames_kept, self.plain_prompts) >= 0
         ):
             raise ValueError(
-                "rooms: wanted unlocked_at in (0, 1], jpeg_share in 0..1, frames_kept and plain_prompts of at least 0; "
-                f"got {self.unlocked_at}, {self.jpeg_share}, {self.frames_kept}, {self.plain_prompts}"
+                "rooms: wanted unlocked_at in (0, 1], jpeg_share and even_share in 0..1, frames_kept and plain_prompts of at least 0; "
+                f"got {self.unlocked_at}, {self.jpeg_share}, {self.even_share}, {self.frames_kept}, {self.plain_prompts}"
             )
 
     @property
@@ -151,7 +157,7 @@ class RoomSource:
         self.settings = settings
         self.cache_dir = Path(cache_dir)
         self.cache_dir.mkdir(parents=True, exist_ok=True)
-        # Shares of tasks and of JPEG, and the order of drawing, do not change what a block holds.
+        # Shares of tasks, of JPEG and of even frames, and the order of drawing, do not change what a block holds.
         content = {
             name: value
             for name, value in asdict(settings).items()
@@ -333,7 +339,8 @@ class RoomScenes(torch.utils.data.Dataset):
     Args:
         source (`RoomSource`): The rooms.
         num_visits (`int`): Length: visits of the whole run (steps times scenes per step).
-        num_frames (`int`): Frames per visit, one at random from each of as many stretches of the kept ones.
+        num_frames (`int`): Frames per visit, one at random from each of as many stretches of the kept ones, or spread evenly
+            (`RoomsSettings.even_share`).
         prompts_per_scene (`int`): Prompts per visit.
         seed (`int`): Of everything that is drawn here.
 
@@ -359,8 +366,11 @@ class RoomScenes(torch.utils.data.Dataset):
         rng = keyed_generator(self.seed, 0, "visit", str(visit))
         edges = np.arange(self.num_frames + 1) * room.num_frames // self.num_frames
         count = min(self.num_frames, room.num_frames)
+        even_share = self.source.settings.even_share
         if count == room.num_frames:
             indices = np.arange(count)
+        elif even_share and rng.random() < even_share:
+            indices = np.linspace(0, room.num_frames - 1, count).round().astype(int)
         else:
             indices = edges[:-1] + np.floor(rng.random(count) * np.diff(edges)).astype(int)
         frames, instance = room.frames(indices.tolist())

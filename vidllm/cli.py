@@ -17,6 +17,7 @@ from vidllm.cli_bench import bench
 from vidllm.cli_console import VidLLMCommands, progress, say, write, write_json
 from vidllm.cli_data import data, rooms
 from vidllm.cli_eval import evaluate, report
+from vidllm.cli_hub import card, push
 from vidllm.cli_train import train
 
 
@@ -428,6 +429,8 @@ app.command()(rooms)
 app.command(name="eval")(evaluate)
 app.command()(report)
 app.command()(bench)
+app.command()(card)
+app.command()(push)
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from vidllm.train.collator import IGNORED_LABEL
-from vidllm.train.dense_matching import DenseMatching, patch_matches, patch_places
+from vidllm.train.dense_matching import DenseMatching, patch_matches, patch_places, shares_of_patches
 from vidllm.train.matching_directions import matching_directions
 from vidllm.train.room_source import RoomSource, RoomsSettings
 
@@ -34,29 +33,54 @@ def wall(*cameras, depth=2.0):
 def test_a_wall_moves_by_whole_patches():
     """One metre at two metres is 8 pixels, a patch: column c is seen at c - 1, and the first column leaves the picture."""
     found = patch_matches(*wall(moved(0.0), moved(1.0), moved(0.0)), PATCH)
-    assert found.shape == (1, 3, 3, 12)
-    columns = torch.arange(12).reshape(3, 4)
-    to_left = torch.cat([torch.full((3, 1), IGNORED_LABEL), columns[:, :-1]], dim=1)
-    assert torch.equal(found[0, 0, 1].reshape(3, 4), to_left)
-    assert torch.equal(found[0, 0, 2].reshape(3, 4), columns)
-    assert (found[0, range(3), range(3)] == IGNORED_LABEL).all()
+    assert found.shape == (1, 3, 3, 12, 2)
+    rows, columns = (part.float() for part in torch.meshgrid(torch.arange(3), torch.arange(4), indexing="ij"))
+    to_left = found[0, 0, 1].reshape(3, 4, 2)
+    assert to_left[:, 0].isnan().all()
+    torch.testing.assert_close(to_left[:, 1:, 0], columns[:, 1:] - 1)
+    torch.testing.assert_close(to_left[:, 1:, 1], rows[:, 1:])
+    torch.testing.assert_close(found[0, 0, 2].reshape(3, 4, 2), torch.stack([columns, rows], dim=-1))
+    assert found[0, range(3), range(3)].isnan().all()
+
+
+def test_places_between_patches():
+    """A quarter of a metre is a quarter of a patch: the target says so, and its shares have their mean there."""
+    found = patch_matches(*wall(moved(0.0), moved(0.25)), PATCH)[0, 0, 1].reshape(3, 4, 2)
+    torch.testing.assert_close(found[..., 0], torch.arange(4.0).expand(3, -1) - 0.25)
+    shares = shares_of_patches(found, (3, 4))
+    torch.testing.assert_close(
+        shares[1, 2].reshape(3, 4), torch.tensor([[0, 0, 0, 0], [0, 0.25, 0.75, 0], [0, 0, 0, 0.0]])
+    )
+    torch.testing.assert_close(shares[1, 0].reshape(3, 4)[1], torch.tensor([1.0, 0, 0, 0]))  # cut off at the edge
+
+
+def test_shares_have_their_mean_at_the_place():
+    places = torch.rand(7, 5, 2, generator=torch.Generator().manual_seed(3)) * torch.tensor([3.0, 2.0])
+    shares = shares_of_patches(places, (3, 4))
+    rows, columns = (
+        part.float().flatten() for part in torch.meshgrid(torch.arange(3), torch.arange(4), indexing="ij")
+    )
+    assert shares.min() >= 0
+    assert (shares > 0).sum(-1).max() <= 4
+    torch.testing.assert_close(shares.sum(-1), torch.ones(7, 5))
+    torch.testing.assert_close(shares @ torch.stack([columns, rows], dim=-1), places)
 
 
 def test_what_is_hidden_or_unknown_has_no_match():
     depth, intrinsics, poses = wall(moved(0.0), moved(0.0))
     depth[0, 1, :, 16:] = 1.0  # something stands before the right half in the second frame
     depth[0, 0, :8] = 0.0  # nothing is known of the first row of patches in the first
-    found = patch_matches(depth, intrinsics, poses, PATCH)[0, 0, 1].reshape(3, 4)
-    assert (found[0] == IGNORED_LABEL).all()
-    assert (found[:, 2:] == IGNORED_LABEL).all()
-    assert found[1:, :2].tolist() == [[4, 5], [8, 9]]
+    found = patch_matches(depth, intrinsics, poses, PATCH)[0, 0, 1].reshape(3, 4, 2)
+    assert found[0].isnan().all()
+    assert found[:, 2:].isnan().all()
+    torch.testing.assert_close(found[1:, :2], torch.tensor([[[0.0, 1.0], [1.0, 1.0]], [[0.0, 2.0], [1.0, 2.0]]]))
 
 
 def slow_matches(depth, intrinsics, poses, patch):
     """Point by point, with numpy."""
     frames, height, width = depth.shape
     rows, columns = height // patch, width // patch
-    found = np.full((frames, frames, rows * columns), IGNORED_LABEL)
+    found = np.full((frames, frames, rows * columns, 2), np.nan)
     for i in range(frames):
         for j in range(frames):
             for p in range(rows * columns):
@@ -69,9 +93,13 @@ def slow_matches(depth, intrinsics, poses, patch):
                 if far <= 0:
                     continue
                 a, b, _ = intrinsics[j] @ [x / far, y / far, 1.0]
-                a, b = round(a), round(b)
-                if 0 <= a < width and 0 <= b < height and abs(depth[j, b, a] - far) <= 0.05 * depth[j, b, a]:
-                    found[i, j, p] = (b // patch) * columns + a // patch
+                near = round(b), round(a)
+                if (
+                    0 <= near[1] < width
+                    and 0 <= near[0] < height
+                    and abs(depth[j][near] - far) <= 0.05 * depth[j][near]
+                ):
+                    found[i, j, p] = (a - patch // 2) / patch, (b - patch // 2) / patch
     return found
 
 
@@ -82,8 +110,10 @@ def test_equals_the_slow_loop_on_a_room(tmp_path):
     intrinsics, poses = (np.asarray(x, dtype=np.float64) for x in (frames.intrinsics_px, frames.cam_from_world))
     wanted = slow_matches(depth, intrinsics, poses, 16)
     found = patch_matches(*(torch.from_numpy(x)[None] for x in (depth, intrinsics, poses)), 16)[0].numpy()
-    assert (wanted != IGNORED_LABEL).mean() > 0.2
-    assert (found == wanted).mean() > 0.99  # a point on the edge of a patch may fall to either side
+    assert np.isfinite(wanted).mean() > 0.2
+    assert (np.isfinite(found) == np.isfinite(wanted)).mean() > 0.99  # a point between two pixels may fall to either
+    both = np.isfinite(found) & np.isfinite(wanted)
+    np.testing.assert_allclose(found[both], wanted[both], atol=1e-5)
 
 
 def tokens_that_say(config, likeness, place):

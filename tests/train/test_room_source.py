@@ -101,6 +101,21 @@ def test_a_visit_depends_on_its_number_alone(source, tmp_path):
     assert again.room_of_visit.tolist() != scenes.room_of_visit.tolist()
 
 
+def test_some_visits_have_frames_spread_evenly_and_the_others_stay_as_they_were(source):
+    def visits(share):
+        other = RoomSource(RoomsSettings(**SETTINGS, even_share=share), source.cache_dir)
+        return RoomScenes(other, 60, num_frames=3, prompts_per_scene=1, seed=2)
+
+    drawn = [[tuple(scenes[visit].frames.indices) for visit in range(60)] for scenes in map(visits, (0.0, 0.5, 1.0))]
+    assert set(drawn[2]) == {(0, 3, 6)}
+    assert (
+        15 < sum(indices == (0, 3, 6) for indices in drawn[1]) - sum(indices == (0, 3, 6) for indices in drawn[0]) < 45
+    )
+    # one of each stretch: 0-1, 2-3, 4-6
+    assert all(a < 2 <= b < 4 <= c for a, b, c in drawn[0])
+    assert len(set(drawn[0])) > 6
+
+
 def test_plain_prompts_come_beside_the_others_and_are_of_the_same_video(source):
     _, processor = build_untrained("vidllm-tiny")
     plain = RoomSource(RoomsSettings(**SETTINGS, plain_prompts=2), source.cache_dir)
@@ -192,6 +207,7 @@ def test_another_setting_is_refused_in_the_same_folder(source):
         ({"block_size": 0}, "rooms.block_size: wanted at least 1; got 0"),
         ({"unlocked_at": 0.0}, "unlocked_at in"),
         ({"plain_prompts": -1}, "plain_prompts of at least 0"),
+        ({"even_share": 1.5}, "even_share in 0..1"),
     ],
 )
 def test_bad_settings_are_named(change, message):

@@ -40,7 +40,8 @@ def clean_answer(text: str) -> str:
     Source:
         Upstream: embodied-generalist/embodied-generalist@567f2d8 data/data_utils.py (the rules and their order). Ours: written as a table.
     """
-    text = re.sub(" {2,}", " ", text.lower().strip(" "))
+    # Blanks at the end: `$` also stands before a last line break, so those in front of it go too.
+    text = re.sub(" {2,}", " ", re.sub("^ +", "", re.sub(" +$", "", text.lower())))
     text = re.sub(r"\.[ ]{2,}", ". ", text)
     text = re.sub(r"[^a-zA-Z0-9,'\s\-:]+", "", text)
     text = _REPLACED_WORD.sub(lambda match: _REPLACED[match.group()], text)
@@ -93,13 +94,32 @@ def check_lengths(what: str, **columns: Sequence | None) -> None:
         raise ValueError(f"{what}: wanted columns of one length, at least 1; got {lengths}")
 
 
-def check_protocol(what: str, protocol: str, known: Sequence[str]) -> None:
-    """Refuse an unknown protocol.
+def check_texts(what: str, texts: Sequence[str]) -> None:
+    """Refuse what is not a text.
+
+    Args:
+        what (`str`): Name of the metric and of the column.
+        texts (`Sequence[str]`): A column; blank texts are texts.
+
+    Raises:
+        ValueError: An entry is None or of another type; names its row.
+
+    Source:
+        Ours.
+    """
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{what}, row {row}: wanted a text; got {text!r:.80}")
+
+
+def check_protocol(what: str, protocol: str, known: Sequence[str], option: str = "protocol") -> None:
+    """Refuse an unknown protocol, or another option with few values.
 
     Args:
         what (`str`): Name of the metric.
         protocol (`str`): What was asked for.
         known (`Sequence[str]`): What there is.
+        option (`str`): What is chosen.
 
     Raises:
         ValueError: It is not among them.
@@ -108,7 +128,26 @@ def check_protocol(what: str, protocol: str, known: Sequence[str]) -> None:
         Ours.
     """
     if protocol not in known:
-        raise ValueError(f"{what}, protocol: wanted one of {', '.join(known)}; got {protocol!r}")
+        raise ValueError(f"{what}, {option}: wanted one of {', '.join(known)}; got {protocol!r}")
+
+
+def protocol_of(config_name: str, protocol: str | None, default: str) -> str:
+    """The protocol that a module of `evaluate` scores by.
+
+    Args:
+        config_name (`str`): What the module was loaded with, `default` if with nothing: `evaluate.load(path, "leo")`.
+        protocol (`str`, *optional*): What `compute` was given; it comes first.
+        default (`str`): Where neither names one.
+
+    Returns:
+        `str`
+
+    Source:
+        Ours: modules that are combined share their arguments, so that each must know its own protocol.
+    """
+    if protocol is not None:
+        return protocol
+    return default if config_name == "default" else config_name
 
 
 def means_by_kind(marks: Mapping[str, Sequence[bool]], kinds: Sequence[str] | None = None) -> dict[str, float]:
@@ -135,4 +174,12 @@ def means_by_kind(marks: Mapping[str, Sequence[bool]], kinds: Sequence[str] | No
     return scores
 
 
-__all__ = ["check_lengths", "check_protocol", "clean_answer", "means_by_kind", "refined_match"]
+__all__ = [
+    "check_lengths",
+    "check_protocol",
+    "check_texts",
+    "clean_answer",
+    "means_by_kind",
+    "protocol_of",
+    "refined_match",
+]

@@ -20,6 +20,7 @@ import numpy as np
 # METEOR without its paraphrase table says nothing and scores lower; some repositories ship a pointer of 133 bytes in its place.
 PARAPHRASE_BYTES, GZIP_MAGIC = 61_813_011, b"\x1f\x8b"
 NAMES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 
 
@@ -74,7 +75,7 @@ def _jar_folder(part: str) -> Path:
 
 
 def one_line(text: str) -> str:
-    """A text with a blank for each line break, of whatever kind.
+    """A text with a blank for each line break, of whatever kind, and U+FFFD for each half of a pair of surrogates.
 
     Args:
         text (`str`): Any.
@@ -83,9 +84,10 @@ def one_line(text: str) -> str:
         `str`
 
     Source:
-        Ours: the Java programs read a text per line; a break within one would move all later ones by a line.
+        Ours: the Java programs read a text per line; a break within one would move all later ones by a line. Half a pair of surrogates (JSON may
+        hold one) cannot be written to them at all.
     """
-    return _LINE_BREAK.sub(" ", text)
+    return _LONE_SURROGATE.sub("\ufffd", _LINE_BREAK.sub(" ", text))
 
 
 def ptb_tokenized(texts: Sequence[str]) -> list[str]:

@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 
 from vidllm.eval.metrics import text_scorers
-from vidllm.eval.metrics.scan2cap.captions import (
-    CaptionedObject,
-    SceneCaptions,
-    caption_scores,
-    caption_tokens,
-    toolbox_scores,
-)
+from vidllm.eval.metrics.scan2cap.captions import CaptionedObject, caption_scores, caption_tokens
+from vidllm.eval.metrics.scan2cap.toolbox import SceneCaptions, toolbox_scores
 from vidllm.eval.metrics.scanqa.scores import member_match, scanqa_scores
 from vidllm.eval.metrics.sqa3d.scores import question_type, sqa3d_scores
 from vidllm.eval.metrics.text_scorers import java_obstacle, one_line, ptb_tokenized, text_scores
@@ -188,7 +183,7 @@ def test_wrong_objects_are_refused():
         caption_scores([])
     with pytest.raises(ValueError, match=r"s\|2\|table has none, or not both"):
         caption_scores([good, CaptionedObject("s|2|table", (), ())])
-    with pytest.raises(ValueError, match="wanted one of scan2cap, leo, video3dllm; got 'coco'"):
+    with pytest.raises(ValueError, match="wanted one of scan2cap, leo, video3dllm, ll3da; got 'coco'"):
         caption_scores([good], "coco")
     with pytest.raises(ValueError, match="wanted at least one scene"):
         toolbox_scores({})

@@ -11,10 +11,19 @@ from vidllm.eval.metrics.camera_pose.scores import (
     accuracy_curve_area,
     align_points,
     camera_pose_scores,
+    pair_scores,
     relative_pose_errors,
     trajectory_error_m,
 )
-from vidllm.eval.metrics.depth.scores import depth_scores
+from vidllm.eval.metrics.camera_pose.trajectory import (
+    error_statistics,
+    paired_by_time,
+    sampled_frames,
+    trajectory_errors,
+    trajectory_scores,
+    tum_poses,
+)
+from vidllm.eval.metrics.depth.scores import depth_errors, depth_scores
 from vidllm.eval.metrics.metric_scale.scores import (
     heading_error_deg,
     metric_scale_scores,
@@ -57,13 +66,57 @@ def test_relative_poses_are_the_reference_s(number, protocol):
     for name in ("auc_30", "rra_30", "rta_30"):
         assert scores[name] == pytest.approx(wanted[name.upper().replace("_", "@")], abs=POSES["tolerance_scores"])
     larger = np.maximum(rotation, translation)
-    for limit in (3, 5, 10, 15):
+    for limit in (3, 5, 10, 15, 30):
         assert accuracy_curve_area(larger, limit) == pytest.approx(wanted[f"AUC@{limit}"], abs=1e-9)
+    assert accuracy_curve_area(larger, 30, "torch_histc") == pytest.approx(wanted["AUC@30_torch_histc"], abs=1e-9)
+    for limit in (5, 10, 15, 30):
+        scores = pair_scores(rotation, translation, limit)
+        assert scores[f"rra_{limit}"] == pytest.approx(wanted[f"RRA@{limit}"], abs=1e-9)
+        assert scores[f"rta_{limit}"] == pytest.approx(wanted[f"RTA@{limit}"], abs=1e-9)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_pooled_pairs_are_the_reference_s(protocol):
+    cases = [case for case in POSES["cases"] if case["case"] == "normal"]
+    errors = [relative_pose_errors(square(c["extrinsics_pred_w2c"]), square(c["extrinsics_gt_w2c"]), protocol) for c in cases]  # fmt: skip
+    rotation, translation = (np.concatenate(kind) for kind in zip(*errors, strict=True))
+    for limit in (5, 15, 30):
+        wanted = POSES["pooled_over_normal_cases"][protocol][f"AUC@{limit}"]
+        assert pair_scores(rotation, translation, limit)[f"auc_{limit}"] == pytest.approx(wanted, abs=1e-9)
+
+
+EDGES = golden("edges.json")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("case", EDGES["relative_pose"]["cases"], ids=lambda case: case["case"])
+def test_unusual_cameras_are_the_reference_s(case, protocol):
+    """Cameras at one place among them: their direction is rounding, which must be the reference's rounding."""
+    wanted = case["expected"][protocol]
+    rotation, translation = relative_pose_errors(
+        square(case["extrinsics_pred_w2c"]), square(case["extrinsics_gt_w2c"]), protocol
+    )
+    np.testing.assert_allclose(rotation, wanted["rotation_error_deg"], atol=1e-5)
+    np.testing.assert_allclose(translation, wanted["translation_error_deg"], atol=1e-5)
+    assert pair_scores(rotation, translation)["auc_30"] == pytest.approx(wanted["AUC@30"], abs=1e-9)
+
+
+def test_the_frames_of_the_pose_protocol_are_the_reference_s():
+    sampling = POSES["frame_sampling"]
+    assert [ids.tolist() for ids in sampled_frames(sampling["sequence_lengths"])] == sampling["ids"]
+    with pytest.raises(ValueError, match="wanted sequences of at least 10 frames; got one of 9"):
+        sampled_frames([50, 9])
 
 
 def test_edges_of_the_curve_are_the_reference_s():
     edges = POSES["auc_edges"]
-    assert accuracy_curve_area(np.array(edges["max_errors_deg"])) == pytest.approx(edges["auc30_numpy"], abs=1e-12)
+    errors = np.array(edges["max_errors_deg"])
+    assert accuracy_curve_area(errors) == pytest.approx(edges["auc30_numpy"], abs=1e-12)
+    assert accuracy_curve_area(errors, 30, "torch_histc") == pytest.approx(edges["auc30_torch_histc"], abs=1e-12)
+    with pytest.raises(ValueError, match="at least one pair of frames"):
+        accuracy_curve_area(np.zeros(0))
+    with pytest.raises(ValueError, match="wanted one of numpy, torch_histc"):
+        accuracy_curve_area(errors, 30, "histc")
 
 
 def test_a_translation_without_length_is_90_degrees_off():
@@ -93,16 +146,85 @@ def test_a_single_frame_has_no_pairs():
 
 
 def cam_from_world_of_tum(rows):
-    """Poses of rows `time x y z qx qy qz qw`, which are camera to world."""
-    poses = []
-    for _, *centre, x, y, z, w in rows:
-        q = np.array([x, y, z, w]) / np.linalg.norm([x, y, z, w])
-        skew = np.array([[0, -q[2], q[1]], [q[2], 0, -q[0]], [-q[1], q[0], 0]])
-        turn = np.eye(3) + 2 * q[3] * skew + 2 * skew @ skew
-        pose = np.eye(4)
-        pose[:3, :3], pose[:3, 3] = turn.T, -turn.T @ np.array(centre)
-        poses.append(pose)
-    return np.stack(poses)
+    return tum_poses(np.array(rows))[1]
+
+
+def test_tum_rows_and_pairs_by_time():
+    """Shuffled rows, of which one trajectory lacks some, pair up to the same errors."""
+    case = golden("trajectory.json")["cases"][0]
+    estimate, reference = np.array(case["estimate"]), np.array(case["reference"])
+    rng = np.random.default_rng(0)
+    fewer = rng.permutation(estimate)[:50]
+    times, poses = tum_poses(
+        fewer * np.array([1, 1, 1, 1, -3, -3, -3, -3])
+    )  # a quaternion's length and sign mean nothing
+    true_times, true = tum_poses(rng.permutation(reference))
+    own, other = paired_by_time(times, true_times)
+    assert len(own) == 50
+    rows = np.isin(estimate[:, 0], fewer[:, 0])
+    wanted = trajectory_scores(cam_from_world_of_tum(estimate[rows]), cam_from_world_of_tum(reference[rows]), "sim3")
+    assert trajectory_scores(poses[own], true[other], "sim3") == pytest.approx(wanted)
+    # half a turn about z, one metre to the left
+    _, (pose,) = tum_poses(np.array([[0, 1, 2, 3, 0, 0, 2, 0]]))
+    np.testing.assert_allclose(
+        np.linalg.inv(pose), [[-1, 0, 0, 1], [0, -1, 0, 2], [0, 0, 1, 3], [0, 0, 0, 1]], atol=1e-12
+    )
+    with pytest.raises(ValueError, match=r"wanted shape \(frames, 8\); got \(2, 7\)"):
+        tum_poses(np.zeros((2, 7)))
+    with pytest.raises(ValueError, match="row 1: wanted a quaternion"):
+        tum_poses(np.array([[0, 0, 0, 0, 0, 0, 0, 1.0], [1, 0, 0, 0, 0, 0, 0, 0]]))
+    with pytest.raises(ValueError, match="each time stamp once"):
+        paired_by_time(np.array([1.0, 1.0]), np.array([1.0]))
+    with pytest.raises(ValueError, match="both trajectories have; got none"):
+        paired_by_time(np.array([1.0]), np.array([2.0]))
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize(("alignment", "name"), [("none", "no_alignment"), ("se3", "se3"), ("sim3", "sim3")])
+def test_every_statistic_of_trajectories_is_evo_s(number, alignment, name):
+    case = golden("trajectory.json")["cases"][number]
+    predicted, true = cam_from_world_of_tum(case["estimate"]), cam_from_world_of_tum(case["reference"])
+    errors, scores = trajectory_errors(predicted, true, alignment), trajectory_scores(predicted, true, alignment)
+    for theirs, ours in (("ATE_m", "ate_m"), ("APE_rot_deg", "ape_rot_deg"), ("RPE_trans_m", "rpe_trans_m"), ("RPE_rot_deg", "rpe_rot_deg")):  # fmt: skip
+        wanted, found = case["expected"][name][theirs], error_statistics(errors[ours])
+        assert set(found) == set(wanted)
+        for statistic, value in wanted.items():
+            assert found[statistic] == pytest.approx(value, rel=1e-6, abs=1e-6), (theirs, statistic)
+        assert scores[ours] == found["rmse"]
+    if name == "se3":
+        rotation, translation, scale = align_points(*(np.linalg.inv(p)[:, :3, 3] for p in (predicted, true)), False)
+        assert scale == case["expected"]["se3"]["scale"] == 1.0
+        np.testing.assert_allclose(rotation, case["expected"]["se3"]["rotation"], atol=1e-6)
+        np.testing.assert_allclose(translation, case["expected"]["se3"]["translation"], atol=1e-5)
+
+
+def test_trajectories_without_steps_or_with_gaps():
+    one = np.eye(4)[None]
+    assert trajectory_scores(one, one) == {}
+    assert {name: len(values) for name, values in trajectory_errors(one, one).items()} == {
+        "ate_m": 1, "ape_rot_deg": 1, "rpe_trans_m": 0, "rpe_rot_deg": 0,
+    }  # fmt: skip
+    broken = np.tile(np.eye(4), (3, 1, 1))
+    broken[1, 0, 3] = np.nan
+    scores = trajectory_scores(broken, np.tile(np.eye(4), (3, 1, 1)), "sim3")
+    assert set(scores.values()) == {np.inf}
+    assert error_statistics(np.array([np.inf, np.inf]))["std"] == np.inf
+    with pytest.raises(ValueError, match="at least one error"):
+        error_statistics(np.zeros(0))
+    with pytest.raises(ValueError, match="got 1 and 3"):
+        trajectory_errors(one, broken)
+    with pytest.raises(ValueError, match="alignment: wanted one of none, se3, sim3; got 'horn'"):
+        trajectory_errors(one, one, "horn")
+
+
+@pytest.mark.parametrize("spread", [(1, 0, 0), (0, 0, 0)])
+def test_centres_on_a_line_or_at_a_point_are_aligned(spread):
+    """evo refuses these; the rotation about the line is free, the distances are not."""
+    true = np.tile(np.eye(4), (5, 1, 1))
+    true[:, :3, 3] = np.arange(5)[:, None] * np.array(spread) + 0.5
+    predicted = true.copy()
+    predicted[:, :3, 3] = 2 * true[:, :3, 3] + 1
+    assert trajectory_scores(predicted, true, "sim3")["ate_m"] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -132,23 +254,47 @@ def test_a_camera_that_stands_still_has_the_spread_of_the_true_one_as_error():
 DEPTH = golden("depth.json")
 
 
+DEPTH_NAMES = {
+    "abs_rel": "abs_rel", "sq_rel": "sq_rel_m", "rmse": "rmse_m", "log_rmse": "log_rmse", "delta1": "delta_1", "delta2": "delta_2",
+    "delta3": "delta_3", "valid_pixels": "valid_pixels",
+}  # fmt: skip
+
+
+def check_depth(predicted, true, expected, tolerance, least=1e-9):
+    for setting, wanted in expected.items():
+        alignment, limit = setting.replace("_lstsq", "").split("|max_")
+        limit_m = None if limit == "None" else float(limit)
+        errors = depth_errors(predicted, true, alignment, limit_m)
+        assert set(wanted) == set(DEPTH_NAMES)
+        for name, value in wanted.items():
+            assert errors[DEPTH_NAMES[name]] == pytest.approx(value, rel=tolerance, abs=least), (setting, name)
+        two = depth_scores(predicted, true, alignment, limit_m)
+        assert two == {"abs_rel": errors["abs_rel"], "delta_1": errors["delta_1"]}
+
+
 @pytest.mark.parametrize("name", sorted(DEPTH["expected"]))
-def test_depth_scores_are_the_reference_s(name):
-    maps = np.load(GOLDENS / "depth.npz")
-    for setting, wanted in DEPTH["expected"][name].items():
-        alignment, limit = setting.split("|max_")
-        scores = depth_scores(
-            maps[f"pred_{name}"],
-            maps["gt"],
-            alignment.replace("_lstsq", ""),
-            None if limit == "None" else float(limit),
-        )
-        tolerance = DEPTH["tolerance_rel"]
-        if (name, setting) == ("scale_and_shift", "scale|max_None"):
-            # Points hundreds of metres away are met almost exactly by the first step, and then weigh by the rounding of float32.
-            tolerance = 6e-3
-        assert scores["abs_rel"] == pytest.approx(wanted["abs_rel"], rel=tolerance), setting
-        assert scores["delta_1"] == pytest.approx(wanted["delta1"], rel=tolerance), setting
+def test_depth_errors_are_the_reference_s(name):
+    """`scale_and_shift` with far pixels under `scale` too: the steps are rounded as the reference's are."""
+    with np.load(GOLDENS / "depth.npz") as maps:
+        check_depth(maps[f"pred_{name}"], maps["gt"], DEPTH["expected"][name], DEPTH["tolerance_rel"])
+
+
+@pytest.mark.parametrize("case", EDGES["depth"]["cases"], ids=lambda case: case["case"])
+def test_unusual_depth_is_the_reference_s(case):
+    predicted, true = (np.array(case[name], dtype=np.float32)[None] for name in ("pred", "gt"))
+    check_depth(predicted, true, case["expected"], 1e-5, least=1e-6)
+
+
+def test_depth_is_scored_in_the_precision_it_comes_in():
+    """A ratio of 1.25 that float32 cannot tell from 1.25 is a miss in float32, and not where more digits are known."""
+    true = np.linspace(3, 4, 1000, dtype=np.float32)
+    predicted = np.float32(1.25) * true
+    chosen = (predicted / true == np.float32(1.25)) & (predicted.astype(np.float64) < 1.25 * true.astype(np.float64))
+    predicted, true = predicted[chosen].reshape(1, 1, -1), true[chosen].reshape(1, 1, -1)
+    assert true.size > 100
+    assert depth_errors(predicted, true)["delta_1"] == 0.0
+    assert depth_errors(predicted.astype(np.float64), true)["delta_1"] == 1.0
+    assert depth_errors(predicted.astype(np.float16), true)["valid_pixels"] == true.size
 
 
 def test_depth_by_hand():

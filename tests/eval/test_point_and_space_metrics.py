@@ -41,6 +41,10 @@ def test_points_equal_the_reference(clouds, wanted, case, profile, voxel):
     if voxel is None:
         assert scores["accuracy_median"] == pytest.approx(wanted[case]["accuracy_median"], abs=1e-6)
         assert scores["completeness_median"] == pytest.approx(wanted[case]["completeness_median"], abs=1e-6)
+        assert scores["accuracy"] == pytest.approx(wanted[case]["accuracy_mean"], abs=1e-6)
+        assert scores["completeness"] == pytest.approx(wanted[case]["completeness_mean"], abs=1e-6)
+        assert scores["recall"] == pytest.approx(wanted[case]["completion_ratio_5cm"], abs=1e-6)
+        assert len(clouds[f"pred_{case}"]) == wanted[case]["n_pred"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -134,10 +138,29 @@ def test_tasks_count_alike_and_directions_as_one():
     }
 
 
+def test_letters_are_compared_as_the_benchmark_compares_them():
+    """Only the first word is read; a line break is part of it, and the truth is taken as it is."""
+    said = ["a", "B. left", "(A)", "A\n", "A,", "", " A"]
+    scores = [vsi_bench_scores([text], ["A"], ["route_planning"])["overall"] for text in said]
+    assert scores == [1, 0, 0, 1, 0, 0, 0]
+    assert vsi_bench_scores(["A"], [" A"], ["route_planning"])["overall"] == 0
+
+
+def test_numbers_are_compared_as_the_benchmark_compares_them():
+    said = ["10", "10 m", "10m", "1e1", "-10", "1_0", "10."]
+    assert [relative_accuracy(text, 10.0) for text in said] == [1, 1, 0, 1, 0, 1, 1]
+    # the error of a negative truth is negative, and so never too large
+    assert relative_accuracy("5", -1.0) == 1.0
+
+
 def test_wrong_columns():
     with pytest.raises(ValueError, match="one length"):
         vsi_bench_scores(["A"], ["A", "B"], ["route_planning"])
     with pytest.raises(ValueError, match=r"wanted a question type of .*; got 'walking'"):
         vsi_bench_scores(["A"], ["A"], ["walking"])
+    with pytest.raises(ValueError, match="predictions, row 0: wanted a text; got None"):
+        vsi_bench_scores([None], ["A"], ["route_planning"])
+    with pytest.raises(ValueError, match="object_counting: wanted a number as ground truth; got None"):
+        vsi_bench_scores(["4"], [None], ["object_counting"])
     with pytest.raises(ValueError, match="object_counting: wanted a number as ground truth; got 'four'"):
         vsi_bench_scores(["4"], ["four"], ["object_counting"])

@@ -10,8 +10,9 @@ import pytest
 from vidllm.eval.metrics.answers import clean_answer, means_by_kind, refined_match
 from vidllm.eval.metrics.scan2cap.scores import named_object, scan2cap_scores
 from vidllm.eval.metrics.scanqa.scores import scanqa_scores
-from vidllm.eval.metrics.scanrefer.scores import scanrefer_iou, scanrefer_scores
+from vidllm.eval.metrics.scanrefer.scores import scanrefer_counts, scanrefer_iou, scanrefer_scores
 from vidllm.eval.metrics.sqa3d.scores import sqa3d_scores
+from vidllm.processing.scenes.labels import SCANREFER_CLASSES, LabelMap, unique_multiple
 
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -84,6 +85,7 @@ def test_sqa3d_under_leo_s_protocol_is_the_reference_s():
     wanted = data["profiles"]["leo"]["scores"]
     for kind in wanted:
         name = "" if kind == "all" else f"{kind}/"
+        assert wanted[kind]["n"] == sum(kind in ("all", row["type"]) for row in data["rows"])
         assert scores[f"{name}exact_match"] == pytest.approx(wanted[kind]["EM"] / 100, abs=1e-8)
         assert scores[f"{name}exact_match_refined"] == pytest.approx(wanted[kind]["EM-R"] / 100, abs=1e-8)
 
@@ -131,7 +133,7 @@ def test_wrong_columns_and_protocols_are_refused():
         scanqa_scores(["a", "b"], [["a"]])
     with pytest.raises(ValueError, match="at least 1"):
         sqa3d_scores([], [])
-    with pytest.raises(ValueError, match="wanted one of official, leo, llava3d, video3dllm; got 'cider'"):
+    with pytest.raises(ValueError, match="wanted one of official, leo, llava3d, video3dllm, chat_scene; got 'cider'"):
         sqa3d_scores(["a"], ["a"], protocol="cider")
 
 
@@ -180,6 +182,43 @@ def test_scanrefer_scores_are_the_reference_s(block):
         for threshold in ("0.25", "0.5"):
             expected = wanted[kind]["overall"][f"acc@{threshold}iou"]
             assert scores[f"{name}acc_{threshold}"] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("block", ["scores_missing_count_as_miss", "scores_over_submitted_rows_only"])
+def test_every_part_of_scanrefer_is_the_reference_s(block):
+    data, key, boxes = scanrefer_rows()
+    kinds, classes = _unique_multiple(data), data["raw_name_to_class18"]
+    numbers = [n for n, row in enumerate(data["rows"]) if block == "scores_missing_count_as_miss" or key(row) in boxes]
+    rows, kinds = [data["rows"][number] for number in numbers], [kinds[number] for number in numbers]
+    others = [classes.get(row["object_name"].replace("_", " "), 17) == 17 for row in rows]
+    scores = scanrefer_scores(
+        [boxes.get(key(row)) for row in rows], [np.array(row["bbox"]) for row in rows], kinds, in_others=others
+    )
+    counts = scanrefer_counts(kinds, others)
+    found = 0
+    for kind, parts in data[block]["scores"].items():
+        for part, measures in parts.items():
+            names = [name for name in (kind, part) if name != "overall"]
+            assert counts["/".join(names) or "all"] == data[block]["counts"][kind][part]
+            for measure, value in measures.items():
+                name = "/".join([*names, measure.replace("@", "_").removesuffix("iou")])
+                assert scores[name] == pytest.approx(value, abs=1e-9), name
+                found += 1
+    assert found == 18 == len(scores)
+    said = {tuple(map(str, key(row))): row for row in data["per_prediction"]}
+    for row, mark in zip(rows, others, strict=True):
+        known = said.get(tuple(map(str, key(row))))
+        assert known is None or known["others"] == mark
+
+
+def test_unique_and_multiple_are_told_apart_as_the_reference_does():
+    data, key, _ = scanrefer_rows()
+    classes = {name: SCANREFER_CLASSES[number] for name, number in data["raw_name_to_class18"].items()}
+    found = unique_multiple(data["rows"], LabelMap({}, classes, "scanrefer.json"))
+    known = {tuple(map(str, key(row))): row["unique_multiple"] for row in data["per_prediction"]}
+    rows = {tuple(map(str, key(row))): kind for row, kind in zip(data["rows"], found, strict=True)}
+    assert len(known) == 135
+    assert all((rows[name] == "multiple") == bool(mark) for name, mark in known.items())
 
 
 def _unique_multiple(data):

@@ -4,15 +4,16 @@ import datasets
 import evaluate
 import numpy as np
 
-from vidllm.eval.metrics.answers import check_protocol
-from vidllm.eval.metrics.metric_scale.scores import PROTOCOLS, heading_error_deg, scale_error, up_error_deg
+from vidllm.eval.metrics.answers import protocol_of
+from vidllm.eval.metrics.metric_scale.scores import metric_scale_scores
 
 
 class MetricScale(evaluate.Metric):
     """Scale and room frame of scenes, mean over scenes; `compute(predictions=, references=, protocol="metric")`.
 
     A prediction is a dictionary with `points_world` (a list of points of the first camera's frame) and `room_from_world` (3x3); a
-    reference one with `points_world` (the same pixels, metres) and `annotation_from_world` (4x4).
+    reference one with `points_world` (the same pixels, metres; no points: no scale error) and `annotation_from_world` (4x4; empty: no room
+    frame is known). Each mean is over the scenes that have it.
 
     Source:
         Ours.
@@ -32,13 +33,19 @@ class MetricScale(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions: list, references: list, protocol: str = "metric") -> dict:
-        check_protocol("metric_scale", protocol, PROTOCOLS)
-        found = []
+    def _compute(self, predictions: list, references: list, protocol: str | None = None) -> dict:
+        protocol = protocol_of(self.config_name, protocol, "metric")
+        found: dict[str, list[float]] = {}
         for predicted, true in zip(predictions, references, strict=True):
-            points, wanted = np.array(predicted["points_world"]), np.array(true["points_world"])
-            room, annotation = np.array(predicted["room_from_world"]), np.array(true["annotation_from_world"])
-            error = scale_error(points, wanted, np.ones(len(wanted), dtype=bool))
-            found.append((error, up_error_deg(room, annotation), heading_error_deg(room, annotation)))
-        names = ("scale_error", "up_error_deg", "heading_error_deg")
-        return {name: float(np.mean(values)) for name, values in zip(names, zip(*found, strict=True), strict=True)}
+            wanted = np.array(true["points_world"], dtype=float).reshape(-1, 3)
+            scores = metric_scale_scores(
+                np.array(predicted["points_world"], dtype=float).reshape(-1, 3),
+                wanted,
+                np.ones(len(wanted), dtype=bool),
+                np.array(predicted["room_from_world"], dtype=float),
+                np.array(true["annotation_from_world"], dtype=float) if true["annotation_from_world"] else None,
+                protocol,
+            )
+            for name, value in scores.items():
+                found.setdefault(name, []).append(value)
+        return {name: float(np.mean(values)) for name, values in found.items()}

@@ -24,7 +24,7 @@ def scale_error(points_predicted: np.ndarray, points_true: np.ndarray, valid_mas
         the camera.
 
     Raises:
-        ValueError: Other shapes.
+        ValueError: Other shapes, a true point that is not finite, or true points that all lie at the camera.
 
     Source:
         Upstream: facebookresearch/map-anything@f7ebafb (metric scale).
@@ -38,6 +38,10 @@ def scale_error(points_predicted: np.ndarray, points_true: np.ndarray, valid_mas
         return None
     a = np.nan_to_num(a[valid_mask], nan=0.0, posinf=0.0, neginf=0.0)
     wanted = float(np.linalg.norm(b[valid_mask], axis=-1).mean())
+    if not np.isfinite(wanted) or wanted == 0:
+        raise ValueError(
+            f"metric_scale: wanted finite true points away from the camera; got a mean distance of {wanted} m"
+        )
     return abs(float(np.linalg.norm(a, axis=-1).mean()) - wanted) / wanted
 
 

@@ -1,22 +1,30 @@
-"""Scan2Cap's scores of captions under the protocols of its peers: m@kIoU, and the benchmark toolbox's precision, recall, F1. Texts and boxes, no tensors."""
+"""Scan2Cap's scores of captions under the protocols of its peers: m@kIoU. Texts and boxes, no tensors. The benchmark toolbox is in `toolbox.py`.
+
+Shapes: O objects, P proposals of a scene.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
-from vidllm.eval.metrics.answers import check_protocol
+from vidllm.eval.metrics.answers import check_protocol, check_texts
+from vidllm.eval.metrics.scanrefer.scores import scanrefer_iou
 from vidllm.eval.metrics.text_scorers import text_scores
 
 
-CAPTION_PROTOCOLS = ("scan2cap", "leo", "video3dllm")
+CAPTION_PROTOCOLS = ("scan2cap", "leo", "video3dllm", "ll3da")
+# Protocols by which an overlap of exactly the threshold is not enough.
+_STRICT = ("scan2cap", "ll3da")
 START, END = "sos", "eos"
 # Scan2Cap cuts descriptions after so many tokens.
 MOST_TOKENS = 30
 _TOKEN = re.compile(r"[\w'-]+|[^\w\s]")
-_SCORES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider", "rouge_l", "meteor")
+# LL3DA leaves objects out whose key ends like this: what it calls proposals on objects that nobody described.
+_LL3DA_UNKNOWN = "unknown"
+_LL3DA_SCORES = ("bleu_4", "cider", "rouge_l", "meteor")
+SCORES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider", "rouge_l", "meteor")
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,9 @@ def _prepared(item: CaptionedObject, protocol: str, has_caption: bool) -> tuple[
         tokens = caption_tokens(caption) if item.caption_tokens is None else item.caption_tokens
         said = " ".join([START, *tokens, END]) if has_caption else f"{START} {END}"
         return said, [_between(" ".join(words[:MOST_TOKENS])) for words in item.tokens]
+    if protocol == "ll3da":
+        said = _between(caption).replace("  ", " ") if has_caption else f"{START} {END}"
+        return said, [_between(" ".join(words[:MOST_TOKENS])) for words in item.tokens]
     if protocol == "leo":
         said = _between(caption).replace(". ", " . ") if has_caption else f"{START} {END}"
         return said, [_between(" ".join(words)) for words in item.tokens]
@@ -88,140 +99,91 @@ def caption_scores(
     """m@kIoU: captions of all objects, those whose proposal lies too far off count as empty.
 
     Args:
-        objects (`Sequence[CaptionedObject]`): All objects of the split, in the order of the corpus.
+        objects (`Sequence[CaptionedObject]`): All objects of the split, in the order of the corpus, each once.
         protocol (`str`): `scan2cap`: tokens, references cut after 30, IoU greater than the threshold. `leo`: IoU at least the threshold, texts with full
             stops apart, no lower case. `video3dllm` (also 3DRS, VG-LLM, Ross3D): descriptions as text in lower case, IoU at least the threshold.
+            `ll3da`: the caption as it is but for doubled blanks, references cut after 30, IoU greater than the threshold; objects whose key ends
+            in "unknown" are left out.
         iou_threshold (`float`): k.
 
     Returns:
-        `dict[str, float]`: `bleu_1` to `bleu_4`, `cider`, `rouge_l`, `meteor`, fractions, without those that cannot be computed here; `objects`,
-        `objects_with_caption`.
+        `dict[str, float]`: `bleu_1` to `bleu_4`, `cider`, `rouge_l`, `meteor` (under `ll3da` of BLEU only `bleu_4`), fractions, without those that
+        cannot be computed here; `objects`, `objects_with_caption`.
 
     Raises:
-        ValueError: No objects, one without a description, or an unknown protocol.
+        ValueError: No objects, one twice, one without a description, a caption that is no text, an overlap that is not finite, or an
+            unknown protocol.
 
     Source:
         Upstream: daveredrum/Scan2Cap@b9e9610 lib/eval_helper.py; embodied-generalist/embodied-generalist@567f2d8 evaluator/cap_eval.py;
-        LaVi-Lab/Video-3D-LLM@3ff70e8 llava/eval/eval_scan2cap.py. "sos eos" keeps a floor: its ROUGE and METEOR are not 0.
+        LaVi-Lab/Video-3D-LLM@3ff70e8 llava/eval/eval_scan2cap.py; Open3DA/LL3DA@ebbdd77 eval_utils/evaluate_densecap.py. "sos eos" keeps a
+        floor: its ROUGE and METEOR are not 0.
     """
     check_protocol("scan2cap", protocol, CAPTION_PROTOCOLS)
-    if not objects:
-        raise ValueError("scan2cap: wanted at least one object; got none")
-    lacking = [item.key for item in objects if not item.descriptions or len(item.descriptions) != len(item.tokens)]
-    if lacking:
-        raise ValueError(
-            f"scan2cap: wanted descriptions and their tokens of each object; {lacking[0]} has none, or not both"
-        )
+    if protocol == "ll3da":
+        objects = [item for item in objects if not item.key.endswith(_LL3DA_UNKNOWN)]
+    _check_objects(objects)
     hits = [
-        item.caption is not None
-        and (item.iou > iou_threshold if protocol == "scan2cap" else item.iou >= iou_threshold)
+        item.caption is not None and (item.iou > iou_threshold if protocol in _STRICT else item.iou >= iou_threshold)
         for item in objects
     ]
     prepared = [_prepared(item, protocol, hit) for item, hit in zip(objects, hits, strict=True)]
     found = text_scores([said for said, _ in prepared], [known for _, known in prepared], tokenize=False)
-    scores = {name: found.corpus[name] for name in _SCORES if name in found.corpus}
+    names = _LL3DA_SCORES if protocol == "ll3da" else SCORES
+    scores = {name: found.corpus[name] for name in names if name in found.corpus}
     return {**scores, "objects": float(len(objects)), "objects_with_caption": float(sum(hits))}
 
 
-# ---------------------------------------------------------------------- benchmark toolbox
+def _check_objects(objects: Sequence[CaptionedObject]) -> None:
+    """Refuse objects that cannot be scored."""
+    if not objects:
+        raise ValueError("scan2cap: wanted at least one object; got none")
+    seen: set[str] = set()
+    for item in objects:
+        if not item.descriptions or len(item.descriptions) != len(item.tokens):
+            raise ValueError(
+                f"scan2cap: wanted descriptions and their tokens of each object; {item.key} has none, or not both"
+            )
+        if item.key in seen:
+            raise ValueError(f"scan2cap: wanted each object once; got {item.key} twice")
+        if not np.isfinite(item.iou):
+            raise ValueError(f"scan2cap: {item.key}: wanted a finite overlap; got {item.iou}")
+        seen.add(item.key)
+    check_texts("scan2cap, captions", [item.caption for item in objects if item.caption is not None])
 
 
-@dataclass(frozen=True)
-class SceneCaptions:
-    """A scene of the benchmark toolbox: objects and proposals.
+def best_proposals(
+    proposals: np.ndarray, objects: np.ndarray, iou_threshold: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which proposal speaks for which object, as LL3DA and Vote2Cap-DETR match them.
 
-    Args:
-        references (`tuple[tuple[str, ...], ...]`): Of each object, between `sos` and `eos`.
-        object_corners (`np.ndarray` of shape `(objects, 8, 3)`): Corners of their boxes, metres.
-        captions (`tuple[str, ...]`): Of each proposal, between `sos` and `eos`.
-        proposal_corners (`np.ndarray` of shape `(proposals, 8, 3)`): Corners of their boxes.
-
-    Source:
-        Upstream: daveredrum/faster-captioning benchmark/eval.py.
-    """
-
-    references: tuple[tuple[str, ...], ...]
-    object_corners: np.ndarray
-    captions: tuple[str, ...]
-    proposal_corners: np.ndarray
-
-
-def _extents(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest corner `(boxes, 3)` of boxes `(boxes, 8, 3)`."""
-    corners = np.asarray(corners, dtype=np.float32).reshape(-1, 8, 3)
-    return corners.min(axis=1), corners.max(axis=1)
-
-
-def _overlaps(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """IoU and generalised IoU `(a, b)` of axis-aligned boxes; in float32, as the toolbox computes them, which decides overlaps of one half."""
-    (low_a, high_a), (low_b, high_b) = _extents(a), _extents(b)
-    low = np.maximum(low_a[:, None], low_b[None])
-    high = np.minimum(high_a[:, None], high_b[None])
-    shared = np.prod(np.clip(high - low, 0, None), axis=-1)
-    volume_a, volume_b = np.prod(high_a - low_a, axis=-1), np.prod(high_b - low_b, axis=-1)
-    union = volume_a[:, None] + volume_b[None] - shared
-    hull = np.prod(np.maximum(high_a[:, None], high_b[None]) - np.minimum(low_a[:, None], low_b[None]), axis=-1)
-    iou = np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
-    return iou, iou - np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0)
-
-
-def toolbox_scores(
-    scenes: Mapping[str, SceneCaptions], iou_thresholds: Sequence[float] = (0.0, 0.25, 0.5)
-) -> dict[str, float]:
-    """The benchmark toolbox's precision, recall and F1 of dense captions.
-
-    Proposals and objects of a scene are matched one to one by generalised IoU. The score of an object's caption counts where the boxes overlap enough.
+    A proposal belongs to the object that it overlaps most (the first of several); of an object's proposals the one of greatest overlap speaks
+    (the first of several).
 
     Args:
-        scenes (`Mapping[str, SceneCaptions]`): By name, in the order of the corpus; each with at least one proposal.
-        iou_thresholds (`Sequence[float]`): Overlaps that are enough.
+        proposals (`np.ndarray` of shape `(P, 6)` or `(P, 8, 3)`): After non-maximum suppression, without background; see `scanrefer_iou`.
+        objects (`np.ndarray` of shape `(O, 6)` or `(O, 8, 3)`): All objects of the scene, in the same frame and unit.
+        iou_threshold (`float`): Overlaps that are not greater do not count.
 
     Returns:
-        `dict[str, float]`: `<score>_<precision|recall|f1>@<threshold>`, fractions; F1 is 0 where precision and recall are (the toolbox gives NaN).
+        `tuple`: index of the proposal, -1 without one (`np.ndarray` of shape `(O,)`, int64), and its overlap, 0 without one
+        (`np.ndarray` of shape `(O,)`).
 
     Raises:
-        ValueError: No scene, or one without proposals or objects.
+        ValueError: Boxes of another shape.
 
     Source:
-        Upstream: daveredrum/faster-captioning@32df70d benchmark/eval.py. An object that no proposal is left for gets the caption of the first
-        proposal, as there; its box decides whether that counts.
+        Upstream: Open3DA/LL3DA@ebbdd77 eval_utils/evaluate_densecap.py.
     """
-    if not scenes:
-        raise ValueError("scan2cap toolbox: wanted at least one scene; got none")
-    said, known, ious, proposals = [], [], [], 0
-    for name, scene in scenes.items():
-        if not scene.captions or not scene.references:
-            raise ValueError(f"scan2cap toolbox: {name}: wanted objects and at least one proposal")
-        iou, generalised = _overlaps(scene.proposal_corners, scene.object_corners)
-        chosen = np.zeros(len(scene.references), dtype=np.int64)
-        rows, columns = linear_sum_assignment(-generalised)
-        chosen[columns] = rows
-        proposals += len(scene.captions)
-        for number, texts in enumerate(scene.references):
-            said.append(scene.captions[chosen[number]])
-            known.append(list(texts))
-            ious.append(iou[chosen[number], number])
-    found = text_scores(said, known, tokenize=False)
-    scores: dict[str, float] = {}
-    for threshold in iou_thresholds:
-        counts = np.asarray(ious) >= threshold
-        for name in _SCORES:
-            if name not in found.each:
-                continue
-            total = float((found.each[name] * counts).sum())
-            precision, recall = total / proposals, total / len(said)
-            both = precision + recall
-            scores[f"{name}_precision@{threshold:g}"] = precision
-            scores[f"{name}_recall@{threshold:g}"] = recall
-            scores[f"{name}_f1@{threshold:g}"] = 2 * precision * recall / both if both else 0.0
-    return scores
+    chosen, best = np.full(len(objects), -1, dtype=np.int64), np.zeros(len(objects))
+    if not len(proposals) or not len(objects):
+        return chosen, best
+    overlaps = scanrefer_iou(np.asarray(proposals)[:, None], np.asarray(objects)[None])
+    for number, target in enumerate(overlaps.argmax(axis=1)):
+        overlap = overlaps[number, target]
+        if overlap > iou_threshold and overlap > best[target]:
+            chosen[target], best[target] = number, overlap
+    return chosen, best
 
 
-__all__ = [
-    "CAPTION_PROTOCOLS",
-    "CaptionedObject",
-    "SceneCaptions",
-    "caption_scores",
-    "caption_tokens",
-    "toolbox_scores",
-]
+__all__ = ["CAPTION_PROTOCOLS", "SCORES", "CaptionedObject", "best_proposals", "caption_scores", "caption_tokens"]

@@ -3,11 +3,14 @@
 import datasets
 import evaluate
 
+from vidllm.eval.metrics.answers import protocol_of
 from vidllm.eval.metrics.scanqa.scores import scanqa_scores
 
 
 class ScanQA(evaluate.Metric):
     """Answers to ScanQA's questions; `compute(predictions=, references=, kinds=None, protocol="official", text=False)`, see `scanqa_scores`.
+
+    `evaluate.load(..., "leo")` names the protocol too. Modules take one answer per question; for ten in order call `scanqa_scores`.
 
     Source:
         Upstream: ATR-DBI/ScanQA@0a9f162 scripts/score.py.
@@ -28,7 +31,8 @@ class ScanQA(evaluate.Metric):
         predictions: list,
         references: list,
         kinds: list | None = None,
-        protocol: str = "official",
+        protocol: str | None = None,
         text: bool = False,
     ) -> dict:
+        protocol = protocol_of(self.config_name, protocol, "official")
         return scanqa_scores(predictions, references, kinds, protocol, text)

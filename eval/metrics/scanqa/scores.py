@@ -1,11 +1,10 @@
 """ScanQA's scores of answers, under the protocols of its peers. Texts, no tensors."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vidllm.eval.metrics.answers import check_lengths, check_protocol, clean_answer, means_by_kind, refined_match
-from vidllm.eval.metrics.text_scorers import text_scores
+from vidllm.eval.metrics.text_scorers import one_line, text_scores
 
 
 Texts = tuple[str, list[str]]
@@ -35,7 +34,8 @@ def _without_full_stops(answer: str, references: Sequence[str]) -> Texts:
 
 
 def _blanks_collapsed(answer: str, references: Sequence[str]) -> Texts:
-    return " ".join(answer.split()), list(references)
+    """LL3DA: of several blanks one stays; other white space is not touched."""
+    return " ".join(word for word in answer.split(" ") if word), list(references)
 
 
 def _answer_cleaned(answer: str, references: Sequence[str]) -> Texts:
@@ -105,12 +105,12 @@ def scanqa_scores(
         text (`bool`): Whether to compute the n-gram scores too, which need Java.
 
     Returns:
-        `dict[str, float]`: fractions: `exact_match` (but `ll3da`), `exact_match_at_10` where there are several answers, `exact_match_refined`
+        `dict[str, float]`: fractions: `exact_match` (but `ll3da`), `exact_match_at_10` under `official` where there are several answers, `exact_match_refined`
         under `leo`, `llava3d` and `chat_scene`; with kinds also `<metric>_macro` (mean over kinds) and `<kind>/<metric>`; with `text` also
         `bleu_1` to `bleu_4`, `meteor`, `rouge_l`, `cider`, without those that cannot be computed here.
 
     Raises:
-        ValueError: Columns of unequal length, or an unknown protocol.
+        ValueError: Columns of unequal length, an unknown protocol, an answer that is no text, or a question without accepted answers.
 
     Source:
         Upstream: ATR-DBI/ScanQA@0a9f162 scripts/score.py; embodied-generalist/embodied-generalist@567f2d8 evaluator/scanqa_eval.py;
@@ -119,7 +119,8 @@ def scanqa_scores(
     """
     check_protocol("scanqa", protocol, PROTOCOLS)
     check_lengths("scanqa", predictions=predictions, references=references, kinds=kinds)
-    ranked = [[answer] if isinstance(answer, str) else list(answer) for answer in predictions]
+    ranked = _ranked(predictions)
+    _check_references(references)
     chosen = _PROTOCOLS[protocol]
     scores: dict[str, float] = {}
     if chosen.names is None:
@@ -131,15 +132,16 @@ def scanqa_scores(
             both = [chosen.refined(answer, known) for answer, known in compared]
             marks["exact_match"] = [exact for exact, _ in both]
             marks["exact_match_refined"] = [refined for _, refined in both]
-        if any(len(answers) > 1 for answers in ranked):
+        if protocol == "official" and any(len(answers) > 1 for answers in ranked):
             marks["exact_match_at_10"] = [
                 any(answer in known for answer in answers[:10])
                 for answers, known in zip(ranked, references, strict=True)
             ]
         scores = means_by_kind(marks, kinds)
     if text:
+        # Line breaks become blanks before anything else is done to an answer.
         spoken = [
-            chosen.spoken(_one_line(answers[0]), known) for answers, known in zip(ranked, references, strict=True)
+            chosen.spoken(one_line(answers[0]), known) for answers, known in zip(ranked, references, strict=True)
         ]
         found = text_scores([answer for answer, _ in spoken], [known for _, known in spoken], chosen.tokenize)
         scores.update(
@@ -148,9 +150,24 @@ def scanqa_scores(
     return scores
 
 
-def _one_line(text: str) -> str:
-    """Breaks become blanks before anything else is done to an answer."""
-    return re.sub("[\r\n]", " ", text)
+def _ranked(predictions: Sequence[str | Sequence[str]]) -> list[list[str]]:
+    """Answers of each question in order of preference, at least one."""
+    ranked = []
+    for row, answers in enumerate(predictions):
+        several = [answers] if isinstance(answers, str) else list(answers) if isinstance(answers, list | tuple) else []
+        if not several or not all(isinstance(answer, str) for answer in several):
+            raise ValueError(f"scanqa, predictions, row {row}: wanted a text, or texts in order; got {answers!r:.80}")
+        ranked.append(several)
+    return ranked
+
+
+def _check_references(references: Sequence[Sequence[str]]) -> None:
+    """A single text would be searched for answers inside it, and without answers nothing can be right."""
+    for row, known in enumerate(references):
+        if isinstance(known, str) or not known or not all(isinstance(text, str) for text in known):
+            raise ValueError(
+                f"scanqa, references, row {row}: wanted a list of at least one accepted text; got {known!r:.80}"
+            )
 
 
 __all__ = ["PROTOCOLS", "member_match", "scanqa_scores"]

@@ -3,11 +3,12 @@
 import datasets
 import evaluate
 
+from vidllm.eval.metrics.answers import protocol_of
 from vidllm.eval.metrics.scanrefer.scores import scanrefer_scores
 
 
 class ScanRefer(evaluate.Metric):
-    """Boxes of described objects; `compute(predictions=, references=, kinds=None, protocol="official")`, see `scanrefer_scores`.
+    """Boxes of described objects; `compute(predictions=, references=, kinds=None, protocol="official", in_others=None)`, see `scanrefer_scores`.
 
     Boxes are lists `[cx, cy, cz, dx, dy, dz]`; an empty list is a miss.
 
@@ -25,6 +26,12 @@ class ScanRefer(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: list, references: list, kinds: list | None = None, protocol: str = "official"
+        self,
+        predictions: list,
+        references: list,
+        kinds: list | None = None,
+        protocol: str | None = None,
+        in_others: list | None = None,
     ) -> dict:
-        return scanrefer_scores(predictions, references, kinds, protocol)
+        protocol = protocol_of(self.config_name, protocol, "official")
+        return scanrefer_scores(predictions, references, kinds, protocol, in_others)

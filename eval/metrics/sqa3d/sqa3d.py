@@ -3,11 +3,14 @@
 import datasets
 import evaluate
 
+from vidllm.eval.metrics.answers import protocol_of
 from vidllm.eval.metrics.sqa3d.scores import sqa3d_scores
 
 
 class SQA3D(evaluate.Metric):
     """Answers to SQA3D's questions; `compute(predictions=, references=, kinds=None, protocol="official")`, see `sqa3d_scores`.
+
+    `evaluate.load(..., "leo")` names the protocol too.
 
     Source:
         Upstream: SilongYong/SQA3D@a98da8f.
@@ -24,6 +27,6 @@ class SQA3D(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions: list, references: list, kinds: list | None = None, protocol: str = "official"
+        self, predictions: list, references: list, kinds: list | None = None, protocol: str | None = None
     ) -> dict:
-        return sqa3d_scores(predictions, references, kinds, protocol)
+        return sqa3d_scores(predictions, references, kinds, protocol_of(self.config_name, protocol, "official"))

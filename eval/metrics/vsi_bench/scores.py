@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vidllm.eval.metrics.answers import check_lengths
+from vidllm.eval.metrics.answers import check_lengths, check_protocol, check_texts
 
 
 LETTER_TASKS = (
@@ -17,6 +17,7 @@ LETTER_TASKS = (
     "obj_appearance_order",
 )
 NUMBER_TASKS = ("object_abs_distance", "object_counting", "object_size_estimation", "room_size_estimation")
+PROTOCOLS = ("official",)
 DIRECTION = "object_rel_direction"
 # Made as the benchmark's code makes them: the rounding of the steps decides errors of exactly 1 - threshold.
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
@@ -67,7 +68,10 @@ def relative_accuracy(answer: str, true: float) -> float:
 
 
 def vsi_bench_scores(
-    predictions: Sequence[str], references: Sequence[str], question_types: Sequence[str]
+    predictions: Sequence[str],
+    references: Sequence[str],
+    question_types: Sequence[str],
+    protocol: str = "official",
 ) -> dict[str, float]:
     """Score answers to VSI-Bench's questions.
 
@@ -75,21 +79,24 @@ def vsi_bench_scores(
         predictions (`Sequence[str]`): One answer per question.
         references (`Sequence[str]`): `ground_truth`: a letter, or a number as text.
         question_types (`Sequence[str]`): `question_type`: one of `LETTER_TASKS` or `NUMBER_TASKS`.
+        protocol (`str`): `official`: a letter must be equal but for upper and lower case, a number near.
 
     Returns:
         `dict[str, float]`: by task (the three directions as one, the mean of their means), and `overall`, the mean over tasks; fractions.
 
     Raises:
-        ValueError: Columns of unequal length, an unknown task, or a true number that is none.
+        ValueError: Columns of unequal length, an unknown task or protocol, an answer that is no text, or a true number that is none.
 
     Source:
         Upstream: vision-x-nyu/thinking-in-space@51e089c lmms_eval/tasks/vsibench/utils.py.
     """
+    check_protocol("vsi_bench", protocol, PROTOCOLS)
     check_lengths("vsi_bench", predictions=predictions, references=references, question_types=question_types)
+    check_texts("vsi_bench, predictions", predictions)
     marks: dict[str, list[float]] = {}
     for answer, true, task in zip(predictions, references, question_types, strict=True):
         if task in LETTER_TASKS:
-            mark = float(first_word(answer).lower() == str(true).strip().lower())
+            mark = float(first_word(answer).lower() == str(true).lower())
         elif task in NUMBER_TASKS:
             mark = relative_accuracy(answer, _number(true, task))
         else:
@@ -108,8 +115,8 @@ def _number(text: str, task: str) -> float:
     """A true number."""
     try:
         return float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         raise ValueError(f"vsi_bench: {task}: wanted a number as ground truth; got {text!r}") from None
 
 
-__all__ = ["LETTER_TASKS", "NUMBER_TASKS", "first_word", "relative_accuracy", "vsi_bench_scores"]
+__all__ = ["LETTER_TASKS", "NUMBER_TASKS", "PROTOCOLS", "first_word", "relative_accuracy", "vsi_bench_scores"]

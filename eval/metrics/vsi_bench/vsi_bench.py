@@ -3,11 +3,12 @@
 import datasets
 import evaluate
 
+from vidllm.eval.metrics.answers import protocol_of
 from vidllm.eval.metrics.vsi_bench.scores import vsi_bench_scores
 
 
 class VSIBench(evaluate.Metric):
-    """Answers about spaces; `compute(predictions=, references=, question_types=)`, see `vsi_bench_scores`.
+    """Answers about spaces; `compute(predictions=, references=, question_types=, protocol="official")`, see `vsi_bench_scores`.
 
     Source:
         Upstream: vision-x-nyu/thinking-in-space@51e089c lmms_eval/tasks/vsibench/utils.py.
@@ -22,5 +23,6 @@ class VSIBench(evaluate.Metric):
             features=datasets.Features({"predictions": text, "references": text}),
         )
 
-    def _compute(self, predictions: list, references: list, question_types: list) -> dict:
-        return vsi_bench_scores(predictions, references, question_types)
+    def _compute(self, predictions: list, references: list, question_types: list, protocol: str | None = None) -> dict:
+        protocol = protocol_of(self.config_name, protocol, "official")
+        return vsi_bench_scores(predictions, references, question_types, protocol)

@@ -2,14 +2,17 @@
 
 A step is `gradient_accumulation_steps` forwards on each of the processes. The counts of all terms depend on the batches alone, so they are
 added up over the step and over the processes before the first backward pass, and `batch 8 = 2 forwards of 4 = 2 processes of 4`.
-Nothing waits for the device within a step: what is logged is added up there, and a loss that is not finite is noticed one step later.
+Nothing waits for the device within a step: what is logged is added up there, and a loss that is not finite is noticed one step later, before
+anything is saved: the run stops, the ids of the samples are in `not-finite-<step>-<process>.json`, and the last checkpoint is one from before.
 """
 
 import itertools
+import json
 import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -244,14 +247,23 @@ class CountedTrainer(Trainer):
         return norm
 
     def _raise_if_not_finite(self) -> None:
-        """Stop if a loss that was computed since the last look is not finite."""
+        """Stop if a loss that was computed since the last look is not finite; the samples stay behind in a file."""
         unchecked, self._unchecked = self._unchecked, []
         for numbers in unchecked:
             wrong = numbers.not_finite()
             if wrong:
+                self._write_not_finite(numbers, wrong)
                 raise FloatingPointError(
                     f"step {numbers.step}: wanted finite losses; got {', '.join(wrong)} for the samples {', '.join(numbers.sample_ids)}"
                 )
+
+    def _write_not_finite(self, numbers: "_NumbersOnTheirWay", wrong: list[str]) -> None:
+        """`not-finite-<step>-<process>.json` in the folder of the run: what was seen when the loss was not finite."""
+        folder = Path(self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        document = {"step": numbers.step, "not_finite": wrong, "sample_ids": numbers.sample_ids}
+        path = folder / f"not-finite-{numbers.step}-{self.args.process_index}.json"
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the formula of the Trainer is for text alone.

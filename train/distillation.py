@@ -41,8 +41,8 @@ from vidllm.train.teachers import FrameKey, Teacher, open_teacher
 logger = logging.getLogger(__name__)
 TERMS = ("geometry_feature", "language_feature", "structure")
 PROJECTIONS_NAME = "distillation.safetensors"
-# Features nearer than this are the same model's.
-_EQUAL = 1e-4
+# Mean distance of directions below which features are the same model's: bfloat16 makes 0.006 of 24 layers, weights that differ by a tenth 0.2.
+_EQUAL = 0.03
 
 
 @dataclass
@@ -87,6 +87,14 @@ class DistillationStudent(nn.Module):
         width = model.config.vision_config.hidden_size
         self.project_geometry = nn.Linear(width, geometry_width)
         self.project_language = nn.Linear(width, language_width)
+
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
+        """Compute activations twice instead of keeping them.
+
+        Args:
+            **settings: As of `PreTrainedModel.activation_checkpointing_enable`.
+        """
+        self.model.activation_checkpointing_enable(**settings)
 
     def forward(self, pixel_values_videos: torch.Tensor, video_size_shw: torch.Tensor) -> list[StudentStreams]:
         """Run encoder and adapter; each size of video unpadded.
@@ -231,15 +239,15 @@ class VidLLMDistillationTrainer(CountedTrainer):
         return (pixels * std + mean).clamp(0, 1), keys
 
     def _refuse_equal(self, part: StudentStreams, target: torch.Tensor) -> None:
-        """Once: a student that is its geometry teacher has nothing to learn from it."""
-        if self._is_checked:
+        """In the first step of a run: a student that is its geometry teacher has nothing to learn from it."""
+        if self._is_checked or self.state.global_step > 0:
             return
         self._is_checked = True
         own = part.geometry.detach().float()
         if own.shape != target.shape:
             return
         distance = (nn.functional.normalize(own, dim=-1) - nn.functional.normalize(target, dim=-1)).norm(dim=-1)
-        if distance.max() < _EQUAL:
+        if distance.mean() < _EQUAL:
             raise ValueError(
                 "distillation: wanted a student that differs from its geometry teacher; they give the same features, so that there is nothing "
                 "to learn: start from another encoder (--vision of vidllm init), or choose another teacher"

@@ -3,8 +3,15 @@
 Shapes: F frames, P patches of the student's grid, C student width, Cg and Cl teacher widths, M = 2 P tokens of both streams of a frame.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+# Features shorter than this have no direction; as `torch.nn.functional.normalize` has it.
+_SHORTEST = 1e-12
 
 
 def resized_to_grid(features: torch.Tensor, grid_hw: tuple[int, int], wanted_hw: tuple[int, int]) -> torch.Tensor:
@@ -73,32 +80,72 @@ def structure_loss(
     """Frame by frame: how unlike the likenesses of all pairs of tokens are, `|| Z Z^T - Y Y^T ||_F^2 / M^2`.
 
     The matrices `(M, M)` are never made where there are more tokens than channels: the norm is that of three matrices of channels by channels.
+    One frame is worked on at a time; what is kept for the backward pass is the gradient itself, as large as the student's streams.
 
     Args:
         student (`tuple` of two `torch.Tensor` of shape `(F, P, C)`): Geometry and language stream, neither projected.
-        teacher (`tuple` of two `torch.Tensor` of shapes `(F, P, Cg)` and `(F, P, Cl)`): On the student's grid.
+        teacher (`tuple` of two `torch.Tensor` of shapes `(F, P, Cg)` and `(F, P, Cl)`): On the student's grid; no gradient goes there.
 
     Returns:
-        `tuple` of two `torch.Tensor` of shape `()`: sum over the frames and their number, float32.
+        `tuple` of two `torch.Tensor` of shape `()`: sum over the frames and their number, float32. It can be differentiated once.
 
     Source:
         Paper: eq. 7. Ours: per frame, over all of its tokens; the narrower teacher is filled up with zeros; the sums in float64, because they
         nearly cancel.
     """
-    z = torch.cat([_directions(part) for part in student], dim=1).double()
-    width = max(part.shape[-1] for part in teacher)
-    y = torch.cat(
-        [nn.functional.pad(_directions(part), (0, width - part.shape[-1])) for part in teacher], dim=1
-    ).double()
-    tokens = z.shape[1]
-    if tokens <= max(z.shape[-1], width):
-        difference = (z @ z.transpose(1, 2) - y @ y.transpose(1, 2)).square().sum((1, 2))
+    value = _FramesOfStructure.apply(*student, *(part.detach() for part in teacher))
+    return value, value.new_tensor(float(len(student[0])))
+
+
+class _FramesOfStructure(torch.autograd.Function):
+    """`structure_loss`, with the gradient made beside the value: 4 (Z Z^T - Y Y^T) Z / M^2, through the lengths."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, geometry: torch.Tensor, language: torch.Tensor, teacher_g: torch.Tensor, teacher_l: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum over the frames, `()`, float32."""
+        wanted = any(ctx.needs_input_grad[:2])
+        kept = [torch.empty_like(part) for part in (geometry, language)] if wanted else []
+        width, patches = max(teacher_g.shape[-1], teacher_l.shape[-1]), geometry.shape[1]
+        total = torch.zeros((), dtype=torch.float64, device=geometry.device)
+        for frame in range(len(geometry)):
+            x = torch.cat([geometry[frame], language[frame]]).double()
+            length = x.norm(dim=-1, keepdim=True).clamp_min(_SHORTEST)
+            z = x / length
+            parts = [nn.functional.normalize(part[frame].double(), dim=-1) for part in (teacher_g, teacher_l)]
+            y = torch.cat([nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts])
+            value, slope = _structure_of_frame(z, y, wanted)
+            total += value
+            if slope is not None:
+                # Only what turns a direction changes it.
+                slope = (slope - (slope * z).sum(-1, keepdim=True) * z) / length
+                kept[0][frame], kept[1][frame] = slope[:patches], slope[patches:]
+        ctx.save_for_backward(*kept)
+        return total.float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of the student's two streams."""
+        geometry, language = (slope * part for part in ctx.saved_tensors)
+        return geometry.to(ctx.saved_tensors[0].dtype), language.to(ctx.saved_tensors[1].dtype), None, None
+
+
+def _structure_of_frame(
+    z: torch.Tensor, y: torch.Tensor, with_slope: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Of directions `(M, C)` and `(M, C')`, float64: value `()` and its gradient by the first, `(M, C)`."""
+    tokens = len(z)
+    if tokens <= max(z.shape[-1], y.shape[-1]):
+        pairs = z @ z.T - y @ y.T
+        value, slope = pairs.square().sum(), pairs @ z if with_slope else None
     else:
-        # || Z Z^T ||^2 = || Z^T Z ||^2, and <Z Z^T, Y Y^T> = || Z^T Y ||^2
-        own, cross, other = (a.transpose(1, 2) @ b for a, b in ((z, z), (z, y), (y, y)))
-        difference = sum(sign * part.square().sum((1, 2)) for sign, part in ((1, own), (-2, cross), (1, other)))
-    per_frame = (difference / tokens**2).float()
-    return per_frame.sum(), per_frame.new_tensor(float(per_frame.numel()))
+        # || Z Z^T ||^2 = || Z^T Z ||^2, and <Z Z^T, Y Y^T> = || Y^T Z ||^2
+        own, cross, other = z.T @ z, y.T @ z, y.T @ y
+        value = own.square().sum() - 2 * cross.square().sum() + other.square().sum()
+        slope = z @ own - y @ cross if with_slope else None
+    return value / tokens**2, None if slope is None else slope * (4 / tokens**2)
 
 
 def _directions(features: torch.Tensor) -> torch.Tensor:

@@ -283,6 +283,8 @@ def dry_run(
         model = VidLLMForConditionalGeneration(config).to(getattr(torch, chosen.weights_dtype))
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu").train()
+        # A head that is the embedding would be counted, and trained, twice.
+        model.tie_weights()
         freeze_for_joint(model, chosen.freeze_encoder, train_only=chosen.train_only)
         if chosen.activation_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
+from vidllm.train.counted_trainer import CountedTrainer
 from vidllm.train.joint import RunLog
 from vidllm.train.plain_prompts import LEAST_PIXELS
 from vidllm.train.presets import IMAGENET_MEAN, IMAGENET_STD
@@ -60,7 +61,7 @@ class ImageTextRecipe:
         batch_size (`int`): Pictures per process and step, each of another visit of a room.
         learning_rate (`float`): At its highest.
         warmup (`float`): Share of the steps in which it rises.
-        weight_decay (`float`): Of all parameters.
+        weight_decay (`float`): Of matrices.
         precision (`str`): `float32` or `bfloat16`.
         workers (`int`): Processes that read rooms.
         seed (`int`): Of everything that is drawn.
@@ -192,7 +193,8 @@ class ImageTextCollator:
             scenes (`Sequence[RoomScene]`): Visits with at least one frame.
 
         Returns:
-            `dict`: `pixel_values (N, 3, H, W)` float32, normalised; `input_ids (N, L)`, `attention_mask (N, L)` int64.
+            `dict`: `pixel_values (N, 3, H, W)` float32, normalised; `input_ids (N, L)`, `attention_mask (N, L)` int64; `sample_ids`, the
+            pictures' names.
 
         Source:
             Ours.
@@ -209,42 +211,43 @@ class ImageTextCollator:
             "pixel_values": (pictures.permute(0, 3, 1, 2) - mean) / std,
             "input_ids": encoded["input_ids"],
             "attention_mask": encoded["attention_mask"],
+            "sample_ids": [f"{scene.frames.source}#{scene.frames.indices[0]}" for scene in scenes],
         }
 
 
-class ImageTextTrainer(Trainer):
+class ImageTextTrainer(CountedTrainer):
     """Trains two towers to tell which sentence belongs to which picture of a batch.
 
     Args:
-        **kwargs: As of `Trainer`.
+        **kwargs: As of `CountedTrainer`.
 
     Source:
         Upstream: openai/CLIP, huggingface/transformers `CLIPModel`.
     """
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+    def batch_counts(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Pairs of a batch; see `CountedTrainer.batch_counts`."""
+        return {"pairs": torch.tensor(float(len(batch["sample_ids"])))}
+
+    def weighted_terms(
+        self, model: nn.Module, inputs: dict[str, Any]
+    ) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], dict[str, float], Any]:
         """Symmetric cross-entropy within the batch of a process.
 
         Args:
             model (`nn.Module`): A `CLIPModel`, as wrapped for distributed training.
             inputs (`dict`): From `ImageTextCollator`.
-            return_outputs (`bool`): Whether to return the output too.
-            num_items_in_batch (*optional*): Not read.
 
         Returns:
-            `torch.Tensor` of shape `()`, or a tuple of it and the output.
+            `tuple`: sum over the pairs and their number, `()`; weight; `CLIPOutput`.
 
         Source:
             Upstream: openai/CLIP.
         """
-        output = model(**inputs, interpolate_pos_encoding=True, return_loss=True)
-        return (output.loss, output) if return_outputs else output.loss
+        own = {name: value for name, value in inputs.items() if name != "sample_ids"}
+        output = model(**own, interpolate_pos_encoding=True, return_loss=True)
+        count = torch.tensor(float(len(inputs["sample_ids"])), device=output.loss.device)
+        return {"pairs": (output.loss.float() * count, count)}, {"pairs": 1.0}, output
 
 
 def build_image_text(chosen: ImageTextRecipe) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -301,6 +304,7 @@ def train_image_text(
 
     Raises:
         ValueError: The folder is not usable.
+        FloatingPointError: A loss was not finite; names the pictures.
 
     Source:
         Ours.
@@ -386,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             IMAGE_TEXT_RECIPES[known_name("recipe", given.recipe, IMAGE_TEXT_RECIPES)](), given.settings
         )
         train_image_text(chosen, given.out, resume=given.resume, use_cpu=given.cpu)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
     return 0

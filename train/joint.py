@@ -35,7 +35,7 @@ from vidllm.train.dense_matching import DenseMatching
 from vidllm.train.initialise import build_untrained
 from vidllm.train.joint_trainer import LossPlugin, VidLLMJointTrainer
 from vidllm.train.loc_labels import LocLabels
-from vidllm.train.lora import add_lora, save_and_merge
+from vidllm.train.lora import add_lora, four_bit_settings, save_and_merge
 from vidllm.train.presets import PRESETS
 from vidllm.train.recipes import RECIPES, JointRecipe, chosen_recipe
 from vidllm.train.room_source import RoomMakers, RoomScenes, RoomSource
@@ -167,17 +167,20 @@ def joint_data(
     yield JointData(visits, collator, scenes.has_geometry, scenes.has_depth, (), facts)
 
 
-def starting_model(chosen: "JointRecipe | DistillRecipe") -> tuple[VidLLMForConditionalGeneration, VidLLMProcessor]:
+def starting_model(
+    chosen: "JointRecipe | DistillRecipe", four_bits: bool = False
+) -> tuple[VidLLMForConditionalGeneration, VidLLMProcessor]:
     """The model that a run starts from, and its processor with the recipe's number of frames.
 
     Args:
         chosen (`JointRecipe` or `DistillRecipe`): The recipe.
+        four_bits (`bool`): Whether a checkpoint's language model is held in 4 bits.
 
     Returns:
         `tuple`: model, processor.
 
     Raises:
-        ValueError: `model` is neither a preset nor a checkpoint.
+        ValueError: `model` is neither a preset nor a checkpoint, or 4 bits are wanted without bitsandbytes.
 
     Source:
         Ours.
@@ -189,7 +192,9 @@ def starting_model(chosen: "JointRecipe | DistillRecipe") -> tuple[VidLLMForCond
         path = str(folder) if folder.is_dir() else name
         # Loading the tokenizer looks the config up, and would ask whether to run the checkpoint's own code.
         AutoConfig.register(VidLLMConfig.model_type, VidLLMConfig, exist_ok=True)
-        model = VidLLMForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, chosen.weights_dtype))
+        dtype = getattr(torch, chosen.weights_dtype)
+        more = four_bit_settings(dtype) if four_bits else {}
+        model = VidLLMForConditionalGeneration.from_pretrained(path, dtype=dtype, **more)
         processor = VidLLMProcessor.from_pretrained(path)
     else:
         close = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
@@ -288,7 +293,8 @@ def train_joint(
     checkpoint = checkpoint_to_resume(out_dir, resume) if resume or state.is_main_process else None
     # Nobody writes before everybody has looked.
     state.wait_for_everyone()
-    model, processor = starting_model(chosen)
+    four_bits = chosen.lora is not None and chosen.lora.four_bits
+    model, processor = starting_model(chosen, four_bits)
     if chosen.num_frames is None:
         chosen = replace(chosen, num_frames=processor.video_processor.num_frames)
     num_visits = chosen.steps * chosen.batch_size * chosen.accumulation * state.num_processes
@@ -321,7 +327,8 @@ def train_joint(
     if state.is_main_process:
         finished = trainer.accelerator.unwrap_model(trainer.model)
         if chosen.lora is not None:
-            finished = save_and_merge(finished, out_dir / ADAPTER_NAME)
+            base = starting_model(chosen)[0] if four_bits else None
+            finished = save_and_merge(finished, out_dir / ADAPTER_NAME, base)
         publish(finished.eval(), processor, out_dir)
     state.wait_for_everyone()
     return trainer

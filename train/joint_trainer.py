@@ -13,6 +13,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
+from vidllm.modeling_vidllm.cross_task_adapter_vidllm import VidLLMCrossTaskAdapter
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.modeling_vidllm.outputs_vidllm import VidLLMOutput
 from vidllm.modeling_vidllm.shared_prefix_vidllm import prefix_obstacle
@@ -79,8 +80,8 @@ def freeze_for_joint(
     Args:
         model (`nn.Module`): A `VidLLMForConditionalGeneration`, or a `PeftModel` around it.
         freeze_encoder (`bool`): Whether the vision encoder stays as it is.
-        freeze_geometry (`bool`): Whether reconstruction and metric depth stay as they are: without true geometry in the data, weight decay is
-            all that would change them.
+        freeze_geometry (`bool`): Whether reconstruction and metric depth stay as they are, with whatever of the adapter is for them alone: without
+            true geometry in the data, weight decay is all that would change them.
         train_only (`str`, *optional*): Regular expression of names: all other parameters stay as they are, and parts of the model without
             any other run in evaluation mode.
 
@@ -106,12 +107,33 @@ def freeze_for_joint(
     for name in GEOMETRY_MODULES:
         if freeze_geometry and getattr(core, name) is not None:
             getattr(core, name).requires_grad_(False)
+    if freeze_geometry:
+        _freeze_geometry_stream(core)
     if train_only is not None:
         _train_only(model, core, train_only)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
     return unreachable
+
+
+def _freeze_geometry_stream(core: nn.Module) -> None:
+    """Freeze what of the adapter its language stream does not hang on."""
+    # Of shapes alone: the weights themselves may be spread over processes already.
+    with torch.device("meta"):
+        adapter = VidLLMCrossTaskAdapter(core.config)
+        # a video of one frame of two patches
+        probe = torch.zeros(1, 1, 2, core.config.vision_config.hidden_size)
+    language = adapter(probe, probe)[1]
+    parameters = dict(adapter.named_parameters())
+    reached: tuple[torch.Tensor | None, ...] = (None,) * len(parameters)
+    if language.requires_grad:
+        reached = torch.autograd.grad(language.sum(), list(parameters.values()), allow_unused=True)
+    unreached = {name for name, gradient in zip(parameters, reached, strict=True) if gradient is None}
+    for name, parameter in core.adapter.named_parameters():
+        # adapters hold a module that they train whole beside the one that it was
+        if name.removeprefix("modules_to_save.default.") in unreached:
+            parameter.requires_grad_(False)
 
 
 def _train_only(model: nn.Module, core: nn.Module, expression: str) -> None:

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import is_bitsandbytes_available
 
-from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
+from vidllm.modeling_vidllm.modeling_vidllm import MODULES_NOT_TO_QUANTISE, VidLLMForConditionalGeneration
 from vidllm.train.joint_trainer import GEOMETRY_MODULES
 from vidllm.train.recipes import LoraSettings
 
@@ -55,6 +57,7 @@ def add_lora(
         target_modules=settings.targets,
         trainable_token_indices=rows,
         modules_to_save=whole,
+        use_dora=settings.dora,
         bias="none",
     )
     with torch.random.fork_rng(devices=[]):
@@ -66,21 +69,56 @@ def add_lora(
     return wrapped
 
 
-def save_and_merge(model: Any, folder: str | Path) -> PreTrainedModel | nn.Module:
+def four_bit_settings(compute_dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` must be told so that the language model's layers are held in 4 bits, and nothing else is.
+
+    Args:
+        compute_dtype (`torch.dtype`): Of the products.
+
+    Returns:
+        `dict`: keyword arguments; weights go to this process's device.
+
+    Raises:
+        ValueError: bitsandbytes is not installed.
+
+    Source:
+        Upstream: huggingface/transformers `BitsAndBytesConfig` (QLoRA's NF4). Ours: geometry, grounding and the head stay as they are.
+    """
+    if not is_bitsandbytes_available():
+        raise ValueError("lora.four_bits: wanted bitsandbytes: pip install 'vidllm[quant]'")
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=MODULES_NOT_TO_QUANTISE,
+    )
+    return {"quantization_config": quantised, "device_map": {"": str(PartialState().device)}}
+
+
+def save_and_merge(
+    model: Any, folder: str | Path, base: VidLLMForConditionalGeneration | None = None
+) -> PreTrainedModel | nn.Module:
     """Save the adapter, and melt it into the weights.
 
     Args:
-        model (`PeftModel`): Trained; it is taken apart.
+        model (`PeftModel`): Trained; it is taken apart, unless there is a base.
         folder (`str` or `Path`): For the adapter.
+        base (`VidLLMForConditionalGeneration`, *optional*): Whose weights it is melted into instead of the model's own: what the model was
+            before it was held in 4 bits. It is changed.
 
     Returns:
         `VidLLMForConditionalGeneration`: with the adapters merged.
 
     Source:
-        Upstream: huggingface/peft.
+        Upstream: huggingface/peft. Ours: into the weights of the checkpoint, because 4 bits would be rounded a second time.
     """
+    from peft import PeftModel
+
     model.save_pretrained(str(folder))
-    return model.merge_and_unload()
+    if base is None:
+        return model.merge_and_unload()
+    base.config.is_metric = model.get_base_model().config.is_metric
+    return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
 
 
-__all__ = ["add_lora", "save_and_merge"]
+__all__ = ["add_lora", "four_bit_settings", "save_and_merge"]

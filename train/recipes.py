@@ -87,6 +87,9 @@ class LoraSettings:
         alpha (`float`): Their scale times the rank.
         dropout (`float`): On their input.
         targets (`str`): Regular expression of the names of the linear layers that get one.
+        dora (`bool`): DoRA: the length of each row of a weight is learned apart from its direction.
+        four_bits (`bool`): Hold the language model's own weights in 4 bits while it is trained (QLoRA); wants bitsandbytes. What is written at
+            the end has the checkpoint's own weights.
 
     Raises:
         ValueError: A number is out of range.
@@ -99,6 +102,8 @@ class LoraSettings:
     alpha: float = 32.0
     dropout: float = 0.0
     targets: str = LANGUAGE_MODEL_LAYERS
+    dora: bool = False
+    four_bits: bool = False
 
     def __post_init__(self) -> None:
         _wanted(self.rank >= 1, "lora.rank", "at least 1", self.rank)
@@ -327,6 +332,8 @@ def nano_perception() -> JointRecipe:
         drowns what tells camera tokens apart.
     """
     weights = {
+        "camera_translation": 5.0,
+        "camera_rotation": 5.0,
         "camera_fov": 0.3,
         "depth_confidence": 0.05,
         "depth_regression": 2.0,
@@ -357,7 +364,7 @@ def nano_perception() -> JointRecipe:
         workers=1,
         losses=replace(losses, weights={**losses.weights, **weights}),
         dense_labels=1.0,
-        dense_matching=1.0,
+        dense_matching=2.0,
         given_geometry=MixingSchedule(start=1.0, end=0.0, until=0.6),
         freeze_encoder=False,
         log_every=20,
@@ -411,6 +418,7 @@ def _nano_rooms() -> RoomsSettings:
         first_blocks=64,
         unlocked_at=0.6,
         makers=1,
+        even_share=0.5,
     )
 
 

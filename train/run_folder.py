@@ -6,6 +6,7 @@
 <out>/checkpoint-N/      weights, processor, code, state of optimizer and random numbers: to resume
 <out>/                   at the end, weights, processor and code: a complete Hub folder
 <out>/adapter/           of a LoRA run, the adapter alone
+<out>/not-finite-N-P.json  of a run that stopped at step N: which samples had a loss that was not finite, by process
 ```
 """
 

@@ -363,6 +363,33 @@ def test_a_student_that_is_its_geometry_teacher_is_refused(make_trainer, places)
         chosen_distill_recipe("nano_stage1", settings_of(places, geometry_teacher=places / "student"))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_copy_of_the_student_is_refused_as_its_teacher_whatever_the_precision(places, tmp_path, precision):
+    """In bfloat16 the student's weights and products are rounded, and its teacher's are not."""
+    shutil.copytree(places / "student", tmp_path / "copy")
+    halves = [f"precision={precision}", f"weights_dtype={precision}"]
+    settings = [*settings_of(places, geometry_teacher=tmp_path / "copy"), *halves]
+    chosen = chosen_distill_recipe("debug_stage1", settings, str(places / "clips"))
+    with pytest.raises(ValueError, match="wanted a student that differs from its geometry teacher"):
+        train_distill(chosen, tmp_path / "run", use_cpu=True)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_a_student_that_is_near_its_teacher_has_something_to_learn(make_trainer, places):
+    """Weights that differ by a tenth; and what a run goes on from may have become its teacher."""
+    trainer = make_trainer(geometry="student")
+    batch = ClipCollator(trainer.processing_class)([pictures("a", 2, 28, 42, 0)])
+    trainer.state.global_step = 1
+    total, _, _ = step(trainer, [batch])
+    assert total > 0
+    trainer = make_trainer(geometry="student")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainer.student.model.encoder.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
+    assert step(trainer, [batch])[0] > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

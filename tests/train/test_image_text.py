@@ -72,6 +72,7 @@ def test_batches_have_one_picture_and_sentence_per_visit(tmp_path):
     assert batch["pixel_values"].shape == (3, 3, 28, 42)
     ends = [row[mask.bool()][-1].item() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     assert ends == [tokenizer.eos_token_id] * 3
+    assert len(set(batch.pop("sample_ids"))) == 3
     output = model(**batch, interpolate_pos_encoding=True, return_loss=True)
     assert output.logits_per_image.shape == (3, 3)
     assert output.loss.isfinite()

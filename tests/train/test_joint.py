@@ -1,12 +1,7 @@
 """The joint trainer: steps cut in any way are the same step, runs go on where they stopped, and nothing is learned that was not meant."""
 
-import contextlib
 import itertools
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +20,7 @@ from vidllm.train.run_folder import checkpoint_to_resume
 from vidllm.train.scene_data import SceneCollator, SceneDataset, SceneVisit, SceneVisits
 
 from . import joint_process
+from .two_processes import run_two_processes
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory")
@@ -80,34 +76,9 @@ def test_two_forwards_of_four_are_one_of_eight(eight, cache, tmp_path):
 
 
 def test_two_processes_of_four_are_one_of_eight(eight, cache, tmp_path):
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        joint_process.__file__,
-        str(tmp_path / "run"),
-        *CUT,
-        f"rooms_cache={cache}",
-        "batch_size=4",
-    ]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
+    settings = [*CUT, f"rooms_cache={cache}", "batch_size=4"]
+    said, codes = run_two_processes(joint_process.__file__, tmp_path / "run", *settings)
+    assert codes == [0, 0], said
     for rank in range(2):
         facts = json.loads((tmp_path / "run" / f"process-{rank}.json").read_text())
         assert facts == {"world_size": 2, "wrapped": "DistributedDataParallel"}
@@ -506,6 +477,14 @@ def test_files_are_read_as_the_recipe_says(rooms_root, tiny, tmp_path):
         batch = data.collator([data.visits[0], data.visits[6]])
     assert batch["pixel_values_videos"].shape == (2, 3, 3, 28, 42)
     assert not any(name.startswith("scan2cap") for name in batch["sample_ids"])
+
+
+def test_rooms_that_the_model_would_crop_are_refused(tmp_path):
+    recipe = chosen_recipe("debug", ["rooms.size_hw=30,45"])
+    with pytest.raises(
+        ValueError, match=r"wanted pictures of the size that the model sees, \(28, 42\) .* got \(30, 45\)"
+    ):
+        train_joint(recipe, tmp_path / "run", use_cpu=True)
 
 
 def test_a_model_that_is_nowhere(tmp_path):

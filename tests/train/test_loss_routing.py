@@ -5,6 +5,7 @@ import torch
 from tiny import tiny_model, tiny_prompts, tiny_videos
 
 from vidllm.train.collator import model_inputs
+from vidllm.train.joint_trainer import freeze_for_joint
 from vidllm.train.losses import TERMS, JointLossSettings, joint_loss_terms, total_loss
 
 from .loss_batches import made_targets
@@ -115,6 +116,18 @@ def test_every_trained_parameter_gets_a_gradient_also_from_a_batch_that_lacks_ev
         assert all(grad.isfinite().all() for grad in grads.values())
         assert all(value.isfinite() for value, _ in terms.values())
     assert all(value == 0 for name, (value, _) in terms.items() if name != "match")
+
+
+@pytest.mark.parametrize("adapter_type", ADAPTERS)
+def test_without_true_geometry_what_language_reaches_is_trained_and_nothing_else(adapter_type):
+    """Weight decay would be all that changes the rest."""
+    model = tiny_model(adapter_type=adapter_type).train()
+    freeze_for_joint(model, freeze_encoder=False, freeze_geometry=True)
+    terms = terms_of(model, batch_for(model.config), JointLossSettings())
+    loss = sum(terms[name][0] for name in ("token", "box_l1", "box_diou", "match"))
+    hit = {name for name, grad in gradients(model, loss).items() if grad is not None and grad.abs().max() > 0}
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == hit
+    assert any(group_of(name) == "phi_geom" for name in hit) == (adapter_type != "none")
 
 
 def test_a_fresh_model_learns_a_batch_with_every_loss_finite():

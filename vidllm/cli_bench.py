@@ -12,6 +12,7 @@ _COLUMNS = (
     ("reconstruct_s", "reconstruct s", ".3f"),
     ("encode_s", "encode s", ".3f"),
     ("first_token_s", "first token s", ".3f"),
+    ("next_first_token_s", "next first s", ".3f"),
     ("tokens_per_s", "tokens/s", ".1f"),
     ("answer_s", "answer s", ".3f"),
     ("questions_per_minute_kept", "q/min kept", ".1f"),

@@ -51,16 +51,19 @@ def answer_baselines(train: Sequence[BlindItem], asked: Sequence[BlindItem]) -> 
         asked (`Sequence` of `BlindItem`): To answer; their own answers are not read.
 
     Returns:
-        `dict`: `blind` (a logistic regression on words and pairs of words per kind) and `majority` (the most frequent answer for the text,
-        else its template, else its kind), one answer per question.
+        `dict`: `blind` (a logistic regression on words and pairs of words per kind), `majority` (the most frequent answer for the text, else
+        its template, else its kind) and `constant` (the most frequent answer of all; of equally frequent ones the first in the alphabet), one
+        answer per question.
 
     Source:
         Ours: what can be scored without looking is no sign of seeing.
     """
     words, majority = BagOfWordsBaseline(thinned(train)), MajorityBaseline(train)
+    counts = Counter(item.answer for item in train)
     return {
         "blind": [words.predict(item) for item in asked],
         "majority": [majority.predict(item) for item in asked],
+        "constant": [min(counts, key=lambda answer: (-counts[answer], answer))] * len(asked),
     }
 
 
@@ -84,12 +87,30 @@ def constant_box(facts: TrainFacts | None, boxes_annotation: np.ndarray) -> tupl
     return np.array([*centre, *[DEFAULT_SIZE_M] * 3]), "a cube of 1 m at the median centre of the evaluated objects"
 
 
+def constant_proposal(box: np.ndarray, proposals: np.ndarray) -> np.ndarray | None:
+    """The proposal that is said for every description of a scene.
+
+    Args:
+        box (`np.ndarray` of shape `(6,)`): The one box that is said for every description where there are no proposals.
+        proposals (`np.ndarray` of shape `(M, 6)`): Of the scene, in the same frame.
+
+    Returns:
+        `np.ndarray` of shape `(6,)`: the proposal whose centre is nearest to the box's; None where there is none.
+
+    Source:
+        Ours: whoever has proposals and does not read the description.
+    """
+    if not len(proposals):
+        return None
+    return proposals[int(np.linalg.norm(proposals[:, :3] - box[:3], axis=1).argmin())]
+
+
 def constant_caption(facts: TrainFacts | None, objects: Sequence[tuple[str, str | None]]) -> tuple[str, str]:
     """The one caption that is said for every object.
 
     Args:
         facts (`TrainFacts`, *optional*): Of a train split.
-        objects (`Sequence` of `(category, colour)`): The evaluated ones.
+        objects (`Sequence` of `(category, colour)`): The evaluated ones; outside of rooms their names, without a colour.
 
     Returns:
         `tuple`: the caption, and how it was found: the most frequent pair of category and colour of the train split's described objects,
@@ -105,4 +126,4 @@ def constant_caption(facts: TrainFacts | None, objects: Sequence[tuple[str, str 
     return " ".join(filter(None, ["this is a", colour, category])) + ".", f"the most frequent object ({where})"
 
 
-__all__ = ["answer_baselines", "constant_box", "constant_caption", "thinned"]
+__all__ = ["answer_baselines", "constant_box", "constant_caption", "constant_proposal", "thinned"]

@@ -5,19 +5,20 @@ Shapes: S sampled frames, H W pixels of the model's input, Q prompts, L text tok
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from vidllm.eval.predictions import PredictionFile
+from vidllm.eval.oriented import angles_of
+from vidllm.eval.predictions import PredictionFiles
+from vidllm.eval.proposals import SceneProposals, best_overlap
 from vidllm.eval.reconstruction import constant_reconstruction, plain, score_reconstruction
 from vidllm.eval.truth import SceneTruth, scene_truth
 from vidllm.eval.work import RECONSTRUCTION, SceneWork
-from vidllm.modeling_vidllm.geometry_vidllm import boxes_annotation_from_room
+from vidllm.modeling_vidllm.geometry_vidllm import boxes_annotation_from_room, boxes_room_from_annotation
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.modeling_vidllm.scene_vidllm import VidLLMScene
 from vidllm.processing.benchmarks.frames import frames_of
@@ -41,6 +42,8 @@ class PredictionSettings:
         batch_size (`int`): Prompts answered together.
         geometry (`str`): `predicted`, or `given`: the model gets true poses, intrinsics and depth.
         constant_depth_m (`float`, *optional*): Distance that the constant baseline says; None: depth is not scored.
+        proposals (`SceneProposals`, *optional*): Boxes to choose from beside those that the model finds, and places to ask captions for instead
+            of the true centres.
 
     Source:
         Ours.
@@ -50,33 +53,19 @@ class PredictionSettings:
     batch_size: int = 32
     geometry: str = "predicted"
     constant_depth_m: float | None = None
-
-
-class PredictionFiles:
-    """The files of a run, one per benchmark, and one with the time that each scene took.
-
-    Args:
-        folder (`str` or `Path`): Where they lie.
-        benchmarks (`Sequence[str]`): Which are written.
-
-    Source:
-        Ours.
-    """
-
-    def __init__(self, folder: str | Path, benchmarks: Sequence[str]):
-        self.of = {name: PredictionFile(Path(folder) / f"{name}.jsonl") for name in benchmarks}
-        self.timing = PredictionFile(Path(folder) / "timing.jsonl")
-
-    def is_done(self, work: SceneWork) -> bool:
-        """Whether nothing of a scene is left to do."""
-        if work.reconstruct and work.scene_id not in self.of[RECONSTRUCTION]:
-            return False
-        return not any(self.of[name].missing(map(_key, samples)) for name, samples in work.samples.items())
+    proposals: SceneProposals | None = None
 
 
 def _key(sample: Sample) -> str:
     """Id of a record."""
     return sample.official_id
+
+
+def _is_done(work: SceneWork, files: PredictionFiles) -> bool:
+    """Whether nothing of a scene is left to do."""
+    if work.reconstruct and work.scene_id not in files.of[RECONSTRUCTION]:
+        return False
+    return not any(files.of[name].missing(map(_key, samples)) for name, samples in work.samples.items())
 
 
 class Predictor:
@@ -111,7 +100,7 @@ class Predictor:
         Raises:
             VidLLMInputError: The scene cannot be read, lacks what is to be given, or a prompt is too long.
         """
-        if files.is_done(work):
+        if _is_done(work, files):
             return
         is_fresh = not any(
             _key(sample) in files.of[name] for name, samples in work.samples.items() for sample in samples
@@ -186,12 +175,41 @@ class Predictor:
         """One record per prompt."""
         if batch[0].task == "ground":
             return self._box_records(batch, scene, truth)
+        if batch[0].task == "caption" and self.settings.proposals is not None:
+            return self._captions_of_proposals(batch, scene, truth)
         field = "caption" if batch[0].task == "caption" else "answer"
-        chats = [sample.chat(truth.annotation_from_world, with_reply=False) for sample in batch]
-        texts = self._texts(chats, scene, MAX_NEW_TOKENS[batch[0].task])
+        texts = self._said(batch, scene, truth)
         return [
             {"id": _key(sample), "scene": sample.scene_id, field: text}
             for sample, text in zip(batch, texts, strict=True)
+        ]
+
+    def _said(self, batch: Sequence[Sample], scene: VidLLMScene, truth: SceneTruth) -> list[str]:
+        """What the model says to each sample."""
+        chats = [sample.chat(truth.annotation_from_world, with_reply=False) for sample in batch]
+        return self._texts(chats, scene, MAX_NEW_TOKENS[batch[0].task])
+
+    def _captions_of_proposals(
+        self, batch: Sequence[Sample], scene: VidLLMScene, truth: SceneTruth
+    ) -> list[dict[str, Any]]:
+        """Captions at the centre of the proposal that fits each object best; of an object without one nothing is asked."""
+        proposals = self.settings.proposals.boxes_annotation[batch[0].scene_id]
+        chosen = [best_overlap(proposals, sample.boxes_annotation[0]) for sample in batch]
+        asked = [
+            replace(sample, points=proposals[number, :3][None], point_frame="annotation")
+            for sample, (number, _) in zip(batch, chosen, strict=True)
+            if number is not None
+        ]
+        texts = iter(self._said(asked, scene, truth) if asked else [])
+        return [
+            {
+                "id": _key(sample),
+                "scene": sample.scene_id,
+                "caption": "" if number is None else next(texts),
+                "proposal": number,
+                "iou": iou,
+            }
+            for sample, (number, iou) in zip(batch, chosen, strict=True)
         ]
 
     def _texts(self, chats: list, scene: VidLLMScene, max_new_tokens: int) -> list[str]:
@@ -205,27 +223,65 @@ class Predictor:
     def _box_records(self, batch: Sequence[Sample], scene: VidLLMScene, truth: SceneTruth) -> list[dict[str, Any]]:
         """Best box of each description: what is looked for is there, so that "no target" has no say."""
         asked = [sample.chat(truth.annotation_from_world, with_reply=False) for sample in batch]
+        room_from_world = scene.reconstruction.room_from_world[:1].double().cpu()
+        annotation_from_world = torch.from_numpy(np.array(truth.annotation_from_world, dtype=np.float64))[None]
+        among: list[dict[str, Any]] = [{} for _ in batch]
         if self.model.config.box_output == "text":
             found = [self.processor.parse_box_text(t) for t in self._texts(asked, scene, MAX_NEW_TOKENS["ground"])]
             best = [(boxes[0], None) if len(boxes) else None for boxes in found]
         else:
             # That a box is wanted is known, so that `<loc>` is put into the assistant's mouth.
             prompt = self._prompt([[*chat, box_turn()] for chat in asked], scene, 0)
-            with torch.no_grad():
-                output = self.model.boxes_of(self.model(**prompt, scene=scene, use_cache=False, logits_to_keep=1))
-            found = self.processor.post_process_grounding(output, min_boxes=1)
-            best = [(row["boxes"][0], row["scores"][0].item()) if len(row["boxes"]) else None for row in found]
+            best = self._found_boxes(prompt, scene)
+            if self.settings.proposals is not None:
+                known = self.settings.proposals.boxes_annotation[batch[0].scene_id]
+                among = self._among_proposals(prompt, scene, known, annotation_from_world, room_from_world)
         records = []
-        room_from_world = scene.reconstruction.room_from_world[:1].double().cpu()
-        annotation_from_world = torch.from_numpy(np.array(truth.annotation_from_world))[None]
-        for sample, entry in zip(batch, best, strict=True):
+        turn = (annotation_from_world[0, :3, :3] @ room_from_world[0].T).numpy()
+        for sample, entry, chosen in zip(batch, best, among, strict=True):
             record: dict[str, Any] = {"id": _key(sample), "scene": sample.scene_id}
-            record.update(box_annotation=None, box_room=None)
+            record.update(box_annotation=None, box_oriented=None, box_room=None)
             if entry is not None and bool(torch.isfinite(entry[0]).all()):
                 box = entry[0].double().cpu()[None, None]
-                carried = boxes_annotation_from_room(box, annotation_from_world, room_from_world)
-                record.update(box_annotation=carried[0, 0].tolist(), box_room=box[0, 0].tolist(), score=entry[1])
-            records.append(record)
+                carried = boxes_annotation_from_room(box, annotation_from_world, room_from_world)[0, 0]
+                # The same box without the nearest quarter turn: its own edges, turned as the model sees the room.
+                oriented = [*carried[:3].tolist(), *box[0, 0, 3:].tolist(), *angles_of(turn).tolist()]
+                record.update(box_annotation=carried.tolist(), box_oriented=oriented, box_room=box[0, 0].tolist())
+                record["score"] = entry[1]
+            records.append({**record, **chosen})
+        return records
+
+    def _found_boxes(
+        self, prompt: dict[str, Any], scene: VidLLMScene, proposals_room: torch.Tensor | None = None
+    ) -> list[tuple[torch.Tensor, float] | None]:
+        """Best box of each prompt `(6,)`, room frame, and its score."""
+        given = {} if proposals_room is None else {"proposal_boxes": proposals_room}
+        with torch.no_grad():
+            forward = self.model(**prompt, scene=scene, use_cache=False, logits_to_keep=1, **given)
+            output = self.model.boxes_of(forward)
+        found = self.processor.post_process_grounding(output, min_boxes=1)
+        # Best first.
+        return [(row["boxes"][0], row["scores"][0].item()) if len(row["boxes"]) else None for row in found]
+
+    def _among_proposals(
+        self,
+        prompt: dict[str, Any],
+        scene: VidLLMScene,
+        known: np.ndarray,
+        annotation_from_world: torch.Tensor,
+        room_from_world: torch.Tensor,
+    ) -> list[dict[str, Any]]:
+        """Which of the given boxes the model takes for each prompt, as it stands in its file."""
+        if not len(known):
+            return [{"proposal": None, "box_proposal": None} for _ in prompt["input_ids"]]
+        carried = boxes_room_from_annotation(
+            torch.from_numpy(np.array(known, dtype=np.float64))[None], annotation_from_world, room_from_world
+        )
+        records = []
+        for entry in self._found_boxes(prompt, scene, carried.float().to(self.model.device)):
+            # What comes out is one of those that went in, but for rounding.
+            number = None if entry is None else int((carried[0] - entry[0].double().cpu()).abs().sum(dim=1).argmin())
+            records.append({"proposal": number, "box_proposal": None if number is None else known[number].tolist()})
         return records
 
     def _prompt(self, chats: list, scene: VidLLMScene, max_new_tokens: int) -> dict[str, Any]:
@@ -255,4 +311,4 @@ def _batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
         yield batch
 
 
-__all__ = ["MAX_NEW_TOKENS", "PredictionFiles", "PredictionSettings", "Predictor"]
+__all__ = ["MAX_NEW_TOKENS", "PredictionSettings", "Predictor"]

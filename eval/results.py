@@ -54,6 +54,12 @@ def check_results(document: Any, where: str = RESULTS_FILE) -> None:
         Upstream: JSON Schema 2020-12, the keywords that our schema uses. Ours: no further dependency for them; a number must be finite.
     """
     _check(document, results_schema(), where)
+    provenance = document["provenance"]
+    # What has no weights must be of a file, and only then is there nothing to say of frames.
+    if "predictions_sha256" not in provenance and not (provenance["weights_sha256"] and provenance["frames"]):
+        raise VidLLMInputError(
+            f"{where}.provenance: wanted `weights_sha256` and `frames` of a model, or `predictions_sha256` of files; got neither"
+        )
 
 
 def _check(value: Any, schema: Mapping[str, Any], where: str) -> None:

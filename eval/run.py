@@ -1,28 +1,40 @@
 """`run_evaluation`: the model's predictions on benchmarks, scored beside baselines, written to `results.json` with its provenance.
 
-A run that was killed goes on where it stopped. No tensors.
+A run that was killed goes on where it stopped. Several processes share the scenes (`Processes`):
+`accelerate launch --multi_gpu --num_processes N -m vidllm.eval.run BENCHMARK... --model DIR --data-root DIR --out DIR`. No tensors.
 """
 
-import hashlib
-import json
-import platform
-import shlex
+import argparse
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoConfig
+from transformers.utils.logging import disable_progress_bar
 
-from vidllm.eval.predict import MAX_NEW_TOKENS, PredictionFiles, PredictionSettings, Predictor
+from vidllm.eval.predict import MAX_NEW_TOKENS, PredictionSettings, Predictor
+from vidllm.eval.predictions import TIMING, PredictionFiles
+from vidllm.eval.processes import Processes, alone_in, start_processes, steady_threads
+from vidllm.eval.proposals import SceneProposals, load_proposals
+from vidllm.eval.provenance import (
+    SETTINGS_FILE,
+    benchmark_settings,
+    check_settings,
+    provenance,
+    run_notes,
+    text_scores_state,
+    weights_sha256,
+    write_run,
+)
 from vidllm.eval.reconstruction import CONSTANT_STEP_M
-from vidllm.eval.results import RESULTS_FILE, read_results, write_results
-from vidllm.eval.scoring import Scored, score_run
+from vidllm.eval.scoring import ScoringSettings, score_run
 from vidllm.eval.train_facts import TrainFacts, mean_log_depth_of, train_facts
-from vidllm.eval.truth import read_rooms, rooms_of_split
+from vidllm.eval.truth import rooms_of_split
 from vidllm.eval.work import RECONSTRUCTION, EvaluationWork, check_benchmarks, checked_data_root, plan
+from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.benchmarks.prompts import DEFAULT_STYLE
 from vidllm.processing.processing_vidllm import VidLLMProcessor
@@ -30,10 +42,6 @@ from vidllm.processing.video_reading_vidllm import VidLLMInputError
 
 
 GEOMETRIES = ("predicted", "given")
-SETTINGS_FILE = "settings.json"
-# What may change between runs that share predictions: a name, and how many prompts fit into memory.
-FREE_SETTINGS = ("model", "batch_size")
-PACKAGES = ("vidllm", "torch", "transformers", "numpy", "datasets", "safetensors", "av", "pillow")
 Progress = Callable[[str, int, int], None]
 
 
@@ -55,6 +63,9 @@ def run_evaluation(
     model_name: str | None = None,
     command: str | None = None,
     progress: Progress | None = None,
+    text: bool = True,
+    proposals: str | Path | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on the benchmarks of a data root.
 
@@ -80,18 +91,25 @@ def run_evaluation(
         model_name (`str`, *optional*): How provenance calls the model; by default its path.
         command (`str`, *optional*): How provenance says that this was run; by default the process's own command line.
         progress (`Callable`, *optional*): Called with what is being done, how much of it is done, and of how much.
+        text (`bool`): Whether n-gram scores (BLEU, METEOR, ROUGE-L, CIDEr) are computed; what needs Java is left out, and said to be, where there is none.
+        proposals (`str` or `Path`, *optional*): Boxes that somebody else found, see `load_proposals`: descriptions are also answered by choosing among
+            them (protocol `proposals`), and captions are asked for at their centres instead of the true ones.
+        processes (`Processes`, *optional*): Which of several processes this is, see `start_processes`; by default the only one. Each does every
+            n-th scene and writes files of its own; the main one puts them together, scores and writes results.
 
     Returns:
         `dict`: what `<out>/results.json` says: `{"runs": {name: {"results": {benchmark: {protocol: {metric: value}}}, "baselines": {kind:
-        ...}}}, "provenance": {...}}`. The name is the difficulty for rooms, else the data root's own.
+        ...}}}, "provenance": {...}}`. The name is the difficulty for rooms, else the data root's own. Of several processes those that are not
+        the main one return an empty one.
 
     Raises:
-        VidLLMInputError: Wrong arguments, files that are absent or malformed, or `out` holds predictions of other settings.
+        VidLLMInputError: Wrong arguments, files that are absent or malformed, `out` holds predictions of other settings, or another evaluation is
+            at work there.
 
     Source:
         Ours.
     """
-    names = check_benchmarks(benchmarks)
+    names, group = check_benchmarks(benchmarks), processes or Processes()
     root, out = checked_data_root(data_root), Path(out).expanduser()
     if geometry not in GEOMETRIES:
         raise VidLLMInputError(f"geometry: wanted {' or '.join(GEOMETRIES)}; got {geometry!r}")
@@ -100,58 +118,69 @@ def run_evaluation(
             raise VidLLMInputError(f"{what}: wanted at least 1; got {number}")
     if with_given_geometry and geometry == "given":
         raise VidLLMInputError("with_given_geometry: wanted with geometry predicted; geometry is given already")
+    device = group.device(device)
     loaded, processor = model if isinstance(model, tuple) else load(model, device)
     name = model_name or ("a model in memory" if isinstance(model, tuple) else str(model))
     frames = num_frames or processor.video_processor.num_frames
     if not frames:
         raise VidLLMInputError("num_frames: wanted a number; the checkpoint samples by frames per second and has none")
-    report = progress or (lambda *_: None)
+    report = progress if progress is not None and group.is_main else (lambda *_: None)
     report("reading annotations", 0, 1)
     work = plan(names, root, frames, split, prompts, limit_scenes)
-    settings = _settings(work, loaded, name, frames, geometry, batch_size, prompts, limit_scenes)
-    _check_settings(out, settings)
-    facts = train_facts(
-        root,
-        None if blind_root is None else checked_data_root(blind_root),
-        num_train_rooms,
-        out / "train_facts.json",
-        lambda done, of_all: report("making train rooms for the baselines", done, of_all),
-    )
-    constant_depth, depth_source = _constant_depth(work, facts)
-
-    def predicted_with(kind: str, folder: Path) -> tuple[dict[str, Scored], PredictionFiles]:
-        files = PredictionFiles(folder, names)
-        asked = PredictionSettings(frames, batch_size, kind, constant_depth)
-        predictor = Predictor(loaded, processor, root, asked)
-        for done, scene in enumerate(work.scenes):
-            report(f"scenes, geometry {kind}", done, len(work.scenes))
-            predictor.run(scene, files)
-        report(f"scenes, geometry {kind}", len(work.scenes), len(work.scenes))
-        return score_run(work, {name: file.records for name, file in files.of.items()}, facts), files
-
-    scored, files = predicted_with(geometry, out / "predictions")
-    baselines: dict[str, dict] = {}
-    for benchmark, found in scored.items():
-        for kind, scores in found.baselines.items():
-            baselines.setdefault(kind, {})[benchmark] = scores
-    if with_given_geometry:
-        given, _ = predicted_with("given", out / "predictions" / "given_geometry")
-        baselines["given_geometry"] = {benchmark: found.results for benchmark, found in given.items()}
-    notes = [*work.notes, *(note for part in work.benchmarks.values() for note in part.notes)]
-    notes += [note for found in scored.values() for note in found.notes]
-    notes += [depth_source] if work.reconstructed else []
-    document = {
-        "runs": {
-            run_name(root, split): {
-                "results": {benchmark: found.results for benchmark, found in scored.items()},
-                "baselines": baselines,
-            }
+    boxes = _proposals(proposals, work, loaded)
+    settings = {
+        "shared": {
+            "model": name,
+            "weights_sha256": weights_sha256(name, loaded) if group.is_main else {},
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "data_root": root,
+            "geometry": geometry,
+            "frames": frames,
+            "batch_size": batch_size,
+            "prompts": prompts,
+            "limit_scenes": limit_scenes,
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "proposals": None if boxes is None else boxes.settings,
         },
-        "provenance": _provenance(work, files, loaded, settings, notes, command, device),
+        "benchmarks": benchmark_settings(work),
     }
-    document = _with_earlier_benchmarks(out / RESULTS_FILE, document)
-    write_results(out / RESULTS_FILE, document)
-    return document
+    kinds = {geometry: out / "predictions"}
+    if with_given_geometry:
+        kinds["given"] = out / "predictions" / "given_geometry"
+    with alone_in(out, group):
+        facts, constant_depth, depth_source = None, None, ""
+        if group.is_main:
+            check_settings(out, settings)
+            facts = baseline_facts(root, blind_root, num_train_rooms, out, report)
+            constant_depth, depth_source = _constant_depth(work, facts)
+        constant_depth = group.from_main(constant_depth)
+        files = {}
+        for kind, folder in kinds.items():
+            files[kind] = PredictionFiles(folder, names, group.rank if group.count > 1 else None)
+            asked = PredictionSettings(frames, batch_size, kind, constant_depth, boxes)
+            predictor, mine = Predictor(loaded, processor, root, asked), group.share(work.scenes)
+            with steady_threads(loaded):
+                for done, scene in enumerate(mine):
+                    report(f"scenes, geometry {kind}", done, len(mine))
+                    predictor.run(scene, files[kind])
+            report(f"scenes, geometry {kind}", len(mine), len(mine))
+        group.wait()
+        if not group.is_main:
+            return {}
+        report("scoring", 0, 1)
+        scoring, scored = ScoringSettings(root, facts, text, boxes), {}
+        for kind in kinds:
+            files[kind].gather(_order(work))
+            scored[kind] = score_run(work, {name: file.records for name, file in files[kind].of.items()}, scoring)
+        report("scoring", 1, 1)
+        given = scored["given"] if with_given_geometry else None
+        seconds = [record["seconds"] for record in files[geometry].timing.records.values()]
+        where = device or str(loaded.device)
+        notes = [depth_source] if work.reconstructed else []
+        said = provenance(
+            work, seconds, settings, run_notes(work, scored[geometry], notes), command, where, text_scores_state(text)
+        )
+        return write_run(out, run_name(root, split), scored[geometry], given, said)
 
 
 def load(model: str | Path, device: str | None = None) -> tuple[VidLLMForConditionalGeneration, VidLLMProcessor]:
@@ -168,6 +197,8 @@ def load(model: str | Path, device: str | None = None) -> tuple[VidLLMForConditi
         Ours: our own classes, so that no code of the checkpoint is run.
     """
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # A processor's parts look their config up; without this transformers would ask whether to run the checkpoint's code.
+    AutoConfig.register(VidLLMConfig.model_type, VidLLMConfig, exist_ok=True)
     processor = VidLLMProcessor.from_pretrained(str(model))
     return VidLLMForConditionalGeneration.from_pretrained(str(model)).to(place).eval(), processor
 
@@ -189,98 +220,57 @@ def run_name(data_root: str, split: str | None = None) -> str:
     return Path(data_root).name if rooms is None else str(rooms["difficulty"])
 
 
-def weights_sha256(name: str, model: VidLLMForConditionalGeneration) -> dict[str, str]:
-    """SHA-256 of a model's weights.
+def baseline_facts(
+    root: str, blind_root: str | Path | None, num_train_rooms: int, out: Path, report: Progress
+) -> TrainFacts | None:
+    """What baselines are fitted on.
 
     Args:
-        name (`str`): Checkpoint folder, or whatever else the model is called.
-        model (`VidLLMForConditionalGeneration`): The loaded model.
+        root (`str`): Absolute path of the evaluated data root.
+        blind_root (`str` or `Path`, *optional*): As of `run_evaluation`.
+        num_train_rooms (`int`): As of `run_evaluation`.
+        out (`Path`): Folder of the run, where what was made is kept.
+        report (`Callable`): As `progress` of `run_evaluation`.
 
     Returns:
-        `dict[str, str]`: by file of a checkpoint folder, as `sha256sum` prints it; else `state_dict`: of all tensors with their names.
+        `TrainFacts`, or None: there is nothing to fit on.
+
+    Raises:
+        VidLLMInputError: See `train_facts`.
 
     Source:
-        Ours: a number says which weights it belongs to.
+        Ours.
     """
-    files = sorted(Path(name).expanduser().glob("*.safetensors"))
-    if files:
-        return {path.name: _file_sha256(path) for path in files}
-    digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {"state_dict": digest.hexdigest()}
+    return train_facts(
+        root,
+        None if blind_root is None else checked_data_root(blind_root),
+        num_train_rooms,
+        out / "train_facts.json",
+        lambda done, of_all: report("making train rooms for the baselines", done, of_all),
+    )
 
 
-def _file_sha256(path: Path) -> str:
-    """SHA-256 of a file, however large."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _proposals(
+    source: str | Path | None, work: EvaluationWork, model: VidLLMForConditionalGeneration
+) -> SceneProposals | None:
+    """Boxes to choose from, of the scenes whose questions want them."""
+    wanted = [name for name in ("scanrefer", "scan2cap") if name in work.benchmarks]
+    if source is None:
+        return None
+    if not wanted:
+        raise VidLLMInputError("proposals: wanted with scanrefer or scan2cap; neither is evaluated")
+    if "scanrefer" in wanted and model.config.box_output == "text":
+        raise VidLLMInputError("proposals: wanted a model with a grounding decoder; this one writes boxes as text")
+    scenes = [scene.scene_id for scene in work.scenes if any(name in scene.samples for name in wanted)]
+    return load_proposals(source, work.data_root, scenes)
 
 
-def _settings(
-    work: EvaluationWork,
-    model: VidLLMForConditionalGeneration,
-    name: str,
-    frames: int,
-    geometry: str,
-    batch_size: int,
-    prompts: str,
-    limit_scenes: int | None,
-) -> dict[str, Any]:
-    """Everything that predictions depend on: what all benchmarks share, and each benchmark's own files."""
-    shared = {
-        "model": name,
-        "weights_sha256": weights_sha256(name, model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "data_root": work.data_root,
-        "geometry": geometry,
-        "frames": frames,
-        "batch_size": batch_size,
-        "prompts": prompts,
-        "limit_scenes": limit_scenes,
-        "max_new_tokens": MAX_NEW_TOKENS,
-    }
-    own = {name: {"split": part.split, "annotations_sha256": part.sha256} for name, part in work.benchmarks.items()}
+def _order(work: EvaluationWork) -> dict[str, list[str]]:
+    """Ids in the order in which the files of a finished run have them: that of the benchmarks' own files."""
+    order = {name: [sample.official_id for sample in part.samples] for name, part in work.benchmarks.items()}
     if work.reconstructed:
-        digest = hashlib.sha256("\n".join(work.reconstructed).encode()).hexdigest()
-        own[RECONSTRUCTION] = {"scenes_sha256": digest}
-    return {"shared": shared, "benchmarks": own}
-
-
-def _check_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Refuse a folder with predictions of other settings; else note the settings there."""
-    path = out / SETTINGS_FILE
-    known = settings
-    if path.is_file():
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-            pairs = [
-                (name, known["shared"].get(name), value)
-                for name, value in settings["shared"].items()
-                if name not in FREE_SETTINGS
-            ]
-            pairs += [
-                (f"{benchmark}: {name}", known["benchmarks"][benchmark].get(name), value)
-                for benchmark, own in settings["benchmarks"].items()
-                if benchmark in known["benchmarks"]
-                for name, value in own.items()
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise VidLLMInputError(f"{path}: not the settings of an evaluation; choose another --out") from None
-        for name, was, wanted in pairs:
-            if was != json.loads(json.dumps(wanted)):
-                raise VidLLMInputError(
-                    f"{out}: holds predictions of other settings ({name} was {was}, now {wanted}); choose another --out"
-                )
-    merged = {**settings, "benchmarks": {**known["benchmarks"], **settings["benchmarks"]}}
-    out.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+        order[RECONSTRUCTION] = list(work.reconstructed)
+    return {**order, TIMING: [scene.scene_id for scene in work.scenes]}
 
 
 def _constant_depth(work: EvaluationWork, facts: TrainFacts | None) -> tuple[float | None, str]:
@@ -297,68 +287,76 @@ def _constant_depth(work: EvaluationWork, facts: TrainFacts | None) -> tuple[flo
     return float(np.exp(mean)), f"{what} {np.exp(mean):.3f} m (of the evaluated scenes themselves)"
 
 
-def _provenance(
-    work: EvaluationWork,
-    files: PredictionFiles,
-    model: VidLLMForConditionalGeneration,
-    settings: dict[str, Any],
-    notes: Sequence[str],
-    command: str | None,
-    device: str | None,
-) -> dict[str, Any]:
-    """Where the numbers are from."""
-    seconds = [record["seconds"] for record in files.timing.records.values()]
-    counts = {name: {"rows": part.num_rows, "scored": len(part.samples)} for name, part in work.benchmarks.items()}
-    if work.reconstructed:
-        counts[RECONSTRUCTION] = {"scored": len(work.reconstructed)}
-    rooms = read_rooms(work.data_root)
-    return {
-        **settings["shared"],
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "device": device or str(model.device),
-        "splits": {name: part.split for name, part in work.benchmarks.items()},
-        "annotations_sha256": {
-            file: value for part in work.benchmarks.values() for file, value in part.sha256.items()
-        },
-        "rooms": None if rooms is None else {split: part["seed"] for split, part in rooms.items()},
-        "counts": counts,
-        "notes": list(notes),
-        "seconds_per_scene": float(np.mean(seconds)) if seconds else None,
-        "command": command or shlex.join(sys.argv),
-    }
+def main(arguments: Sequence[str] | None = None) -> int:
+    """What a launcher starts on every process.
 
+    Args:
+        arguments (`Sequence[str]`, *optional*): By default those of the process.
 
-def _version(package: str) -> str:
-    """Installed version of a package."""
+    Returns:
+        `int`: exit code; 2 on bad input, with one line on stderr.
+
+    Source:
+        Ours.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m vidllm.eval.run", description="Score a checkpoint on benchmarks, on one or several processes."
+    )
+    parser.add_argument("benchmarks", nargs="+", metavar="BENCHMARK")
+    for name in ("model", "data-root", "out"):
+        parser.add_argument(f"--{name}", required=True, metavar="PATH")
+    for name in ("split", "blind-root", "device", "proposals", "model-name", "command"):
+        parser.add_argument(f"--{name}")
+    for name in ("frames", "limit-scenes", "processes"):
+        parser.add_argument(f"--{name}", type=int, metavar="N")
+    parser.add_argument("--geometry", default="predicted", help="predicted or given")
+    parser.add_argument("--with-given-geometry", action="store_true")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--train-rooms", type=int, default=400)
+    parser.add_argument("--prompts", default=DEFAULT_STYLE)
+    parser.add_argument("--no-text", action="store_true", help="no n-gram scores")
+    given = parser.parse_args(arguments)
+    disable_progress_bar()
     try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+        group = start_processes(given.processes)
+        run_evaluation(
+            given.benchmarks,
+            given.model,
+            given.data_root,
+            given.out,
+            split=given.split,
+            geometry=given.geometry,
+            with_given_geometry=given.with_given_geometry,
+            num_frames=given.frames,
+            batch_size=given.batch_size,
+            limit_scenes=given.limit_scenes,
+            blind_root=given.blind_root,
+            num_train_rooms=given.train_rooms,
+            prompts=given.prompts,
+            device=given.device,
+            model_name=given.model_name,
+            command=given.command,
+            text=not given.no_text,
+            proposals=given.proposals,
+            processes=group,
+        )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    return 0
 
 
-def _with_earlier_benchmarks(path: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """Keep what an earlier run with the same settings said about other benchmarks."""
-    if not path.is_file():
-        return document
-    earlier = read_results(path)
-    ((name, run),) = document["runs"].items()
-    before = earlier["runs"].get(name)
-    if before is None:
-        return document
-    kinds = {**before["baselines"], **run["baselines"]}
-    merged = {
-        "results": {**before["results"], **run["results"]},
-        "baselines": {kind: {**before["baselines"].get(kind, {}), **run["baselines"].get(kind, {})} for kind in kinds},
-    }
-    provenance = dict(document["provenance"])
-    for part in ("splits", "annotations_sha256", "counts"):
-        provenance[part] = {**earlier["provenance"][part], **provenance[part]}
-    kept = set(before["results"]) - set(run["results"])
-    provenance["notes"] = [
-        *(note for note in earlier["provenance"]["notes"] if note.partition(":")[0] in kept),
-        *provenance["notes"],
-    ]
-    return {"runs": {name: merged}, "provenance": provenance}
+__all__ = [
+    "GEOMETRIES",
+    "SETTINGS_FILE",
+    "baseline_facts",
+    "load",
+    "main",
+    "run_evaluation",
+    "run_name",
+    "weights_sha256",
+]
 
 
-__all__ = ["load", "run_evaluation", "run_name", "weights_sha256"]
+if __name__ == "__main__":
+    sys.exit(main())

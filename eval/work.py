@@ -32,6 +32,7 @@ class BenchmarkWork:
         sha256 (`dict[str, str]`): Of the files that were read, by name.
         num_rows (`int`): Rows of the split.
         notes (`tuple[str, ...]`): What was left out, and why.
+        ids (`tuple[str, ...]`): Of all rows of the split, by which its authors' scorer knows them.
 
     Source:
         Ours.
@@ -44,6 +45,7 @@ class BenchmarkWork:
     sha256: dict[str, str]
     num_rows: int
     notes: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
 
 
 @dataclass
@@ -165,7 +167,7 @@ def load_samples(
 def plan(
     benchmarks: Sequence[str],
     data_root: str,
-    num_frames: int,
+    num_frames: int | None,
     split: str | None = None,
     prompts: str = DEFAULT_STYLE,
     limit_scenes: int | None = None,
@@ -175,7 +177,8 @@ def plan(
     Args:
         benchmarks (`Sequence[str]`): From `check_benchmarks`.
         data_root (`str`): Absolute path of the data root.
-        num_frames (`int`): Frames that will be sampled of each scene.
+        num_frames (`int`, *optional*): Frames that will be sampled of each scene; None: no scene is looked at, because predictions are there
+            already.
         split (`str`, *optional*): Instead of the split that each benchmark's authors evaluate.
         prompts (`str`): Name of the prompts.
         limit_scenes (`int`, *optional*): Only the first so many scenes by name.
@@ -212,6 +215,7 @@ def plan(
             sha256=sha256,
             num_rows=len(samples),
             notes=tuple(left_out),
+            ids=tuple(sample.official_id for sample in samples),
         )
         for sample in works[name].samples:
             scenes[sample.scene_id].samples.setdefault(name, []).append(sample)
@@ -228,18 +232,28 @@ def plan(
     )
 
 
-def _askable(name: str, samples: list[Sample], data_root: str, num_frames: int) -> tuple[list[int], list[str]]:
+def _askable(name: str, samples: list[Sample], data_root: str, num_frames: int | None) -> tuple[list[int], list[str]]:
     """Positions of the samples that can be asked and scored, and lines about the others."""
     scorable = [
         number
         for number, sample in enumerate(samples)
         if (sample.answers if name in ("scanqa", "sqa3d") else sample.object_ids)
     ]
-    usable, skipped = usable_rows([samples[number].to_row() for number in scorable], data_root, num_frames)
-    notes = [f"{name}: {line}" for line in skipped.summary()]
+    notes = []
     if len(scorable) < len(samples):
-        notes.insert(0, f"{name}: {len(samples) - len(scorable)} skipped: what is right is not in the file")
-    return [scorable[position] for position in usable], notes
+        notes.append(f"{name}: {len(samples) - len(scorable)} skipped: what is right is not in the file")
+    if num_frames is None:
+        known = [
+            number
+            for number in scorable
+            if name != "scanrefer"
+            or (samples[number].boxes_annotation is not None and len(samples[number].boxes_annotation))
+        ]
+        if len(known) < len(scorable):
+            notes.append(f"{name}: {len(scorable) - len(known)} skipped: the true box is not known (no scan)")
+        return known, notes
+    usable, skipped = usable_rows([samples[number].to_row() for number in scorable], data_root, num_frames)
+    return [scorable[position] for position in usable], [*notes, *(f"{name}: {line}" for line in skipped.summary())]
 
 
 def _scenes_to_reconstruct(data_root: str, split: str | None, loaded: dict) -> list[str]:

@@ -72,10 +72,23 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option("--model", metavar="PATH_OR_ID", help="Checkpoint folder or Hub id.")
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            "--predictions",
+            metavar="FILE",
+            help="Instead of a model: answers, boxes, captions of any system, as .jsonl, .json, or a folder of them by benchmark.",
+        ),
+    ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Default: SQA3D test, others val.")] = None,
     geometry: Annotated[
-        str, typer.Option("--geometry", metavar="predicted|given", help="given: true poses, intrinsics and depth.")
-    ] = "predicted",
+        str | None,
+        typer.Option(
+            "--geometry",
+            metavar="predicted|given",
+            help="given: true poses, intrinsics and depth. Default: predicted; with --predictions not stated.",
+        ),
+    ] = None,
     with_given_geometry: Annotated[
         bool, typer.Option("--with-given-geometry", help="Run again with given geometry, as a baseline.")
     ] = False,
@@ -104,48 +117,129 @@ def evaluate(
     device: Annotated[
         str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; default: CUDA if there is.")
     ] = None,
+    proposals: Annotated[
+        str | None,
+        typer.Option(
+            "--proposals",
+            metavar="PATH|true",
+            help="Boxes to choose from, and to caption: .json (Video-3D-LLM), .pt (Chat-Scene), folder of masks (LEO), or the true ones.",
+        ),
+    ] = None,
+    no_text: Annotated[bool, typer.Option("--no-text", help="Leave out BLEU, METEOR, ROUGE-L and CIDEr.")] = False,
+    num_processes: Annotated[
+        int | None,
+        typer.Option("--num-processes", min=1, metavar="N", help="Share the scenes among N; on GPUs one each."),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
     ] = False,
 ) -> None:
-    """Score a model on benchmarks, baselines beside it.
+    """Score a model, or predictions of any other system, on benchmarks, baselines beside it.
 
-    Run again after an interruption, it goes on where it stopped. The folder holds predictions and results.json.
+    Run again after an interruption, it goes on where it stopped, with as many processes as it is told then. The folder holds predictions and
+    results.json. A file of predictions has a JSON object per line: {"id": ..., "answer": "..."}, {"id": "scene|object|ann", "box": [cx, cy,
+    cz, dx, dy, dz]}, {"id": "scene|object|name", "caption": "..."}.
     """
+    command = shlex.join(["vidllm", *sys.argv[1:]])
+    common = {"split": split, "limit_scenes": limit_scenes, "blind_root": blind_root, "num_train_rooms": train_rooms}
+    if predictions is not None:
+        asked = {"--model": model, "--frames": frames, "--device": device, "--proposals": proposals}
+        asked |= {"--num-processes": num_processes, "--with-given-geometry": with_given_geometry or None}
+        wrong = [name for name, value in asked.items() if value is not None]
+        if wrong:
+            raise ValueError(f"--predictions: wanted without {wrong[0]}, because no model is loaded")
+        with progress("starting"):
+            from vidllm.eval.score_outside import score_predictions
+        with watching() as move:
+            options = {**common, "geometry": geometry, "text": not no_text, "command": command, "progress": move}
+            document = score_predictions(benchmarks, predictions, data_root, out, **options)
+        _tell(document, out, json)
+        return
     from vidllm.loading import check_model, load_model, load_processor
 
     name = check_model(model)
     with progress("starting"):
+        from vidllm.eval.results import read_results
         from vidllm.eval.run import run_evaluation
         from vidllm.eval.work import check_benchmarks, checked_data_root
         from vidllm.train.initialise import is_untrained
 
     check_benchmarks(benchmarks)
     checked_data_root(data_root)
+    if is_untrained(name):
+        say("notice: untrained weights: answers are random", style="yellow")
+    options = {
+        **common,
+        "geometry": geometry or "predicted",
+        "with_given_geometry": with_given_geometry,
+        "num_frames": frames,
+        "batch_size": batch_size,
+        "prompts": prompts,
+        "proposals": proposals,
+    }
+    if num_processes is not None and num_processes > 1:
+        # Checked here, so that bad input is one line and not the end of a launcher's report.
+        with progress("reading annotations"):
+            _check(benchmarks, checked_data_root(data_root), options)
+        named = {**options, "model": name, "data_root": data_root, "out": out, "device": device}
+        _launch(num_processes, benchmarks, {**named, "no_text": no_text, "command": command})
+        _tell(read_results(out), out, json)
+        return
     with progress("loading the model"):
         processor = load_processor(name)
         loaded = load_model(name, device)
-    if is_untrained(name):
-        say("notice: untrained weights: answers are random", style="yellow")
     with watching() as move:
         document = run_evaluation(
             benchmarks,
             (loaded, processor),
             data_root,
             out,
-            split=split,
-            geometry=geometry,
-            with_given_geometry=with_given_geometry,
-            num_frames=frames,
-            batch_size=batch_size,
-            limit_scenes=limit_scenes,
-            blind_root=blind_root,
-            num_train_rooms=train_rooms,
-            prompts=prompts,
             model_name=name,
-            command=shlex.join(["vidllm", *sys.argv[1:]]),
+            command=command,
             progress=move,
+            text=not no_text,
+            **options,
         )
+    _tell(document, out, json)
+
+
+def _check(benchmarks: list[str], data_root: str, options: dict[str, Any]) -> None:
+    """Refuse what every process would refuse, before any is started."""
+    from vidllm.eval.proposals import load_proposals
+    from vidllm.eval.run import GEOMETRIES
+    from vidllm.eval.work import check_benchmarks, plan
+
+    if options["geometry"] not in GEOMETRIES:
+        raise ValueError(f"geometry: wanted {' or '.join(GEOMETRIES)}; got {options['geometry']!r}")
+    names = check_benchmarks(benchmarks)
+    work = plan(names, data_root, None, options["split"], options["prompts"], options["limit_scenes"])
+    if options["proposals"] is not None:
+        load_proposals(options["proposals"], data_root, [scene.scene_id for scene in work.scenes])
+
+
+def _launch(num_processes: int, benchmarks: list[str], options: dict[str, Any]) -> None:
+    """Evaluate on several processes; returns when results are written."""
+    import importlib.util
+
+    from vidllm.cli_train import launch_command, run_launcher
+
+    if importlib.util.find_spec("accelerate") is None:
+        raise ValueError("--num-processes: accelerate is not installed (extra `train`)")
+    words = {"num_frames": "frames", "num_train_rooms": "train-rooms"}
+    arguments = [*benchmarks, "--processes", str(num_processes)]
+    for key, value in options.items():
+        option = f"--{words.get(key, key).replace('_', '-')}"
+        if isinstance(value, bool):
+            arguments += [option] * value
+        elif value is not None:
+            arguments += [option, str(value)]
+    code = run_launcher([*launch_command("vidllm.eval.run", num_processes, None, cpu=False), *arguments])
+    if code:
+        raise typer.Exit(2)
+
+
+def _tell(document: dict[str, Any], out: Path, json: bool) -> None:
+    """A finished run on stdout: notes, then a table or the document."""
     for note in document["provenance"]["notes"]:
         say(note)
     if json:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vidllm.eval import train_facts as facts_module
-from vidllm.eval.baselines import answer_baselines, constant_box, constant_caption, thinned
+from vidllm.eval.baselines import answer_baselines, constant_box, constant_caption, constant_proposal, thinned
 from vidllm.eval.reconstruction import constant_reconstruction, mean_over_scenes, score_reconstruction
 from vidllm.eval.train_facts import TrainFacts, facts_of_files, facts_of_rooms, train_facts
 from vidllm.eval.truth import SceneTruth
@@ -69,6 +69,9 @@ def test_a_blind_answer_is_the_one_that_the_words_tell():
     said = answer_baselines(train + train[:2] * 4, asked)
     assert said["blind"][0] == said["majority"][0] == "red"
     assert all(answer in ("red", "white") for answers in said.values() for answer in answers)
+    # Both are equally frequent; the alphabet decides.
+    assert said["constant"] == ["red"] * 2
+    assert answer_baselines([*train, train[0]], asked)["constant"] == ["white"] * 2
 
 
 def test_dense_regression_is_kept_small():
@@ -88,6 +91,15 @@ def test_one_box_for_all():
     box, how = constant_box(None, true)
     assert box.tolist() == [2, 2, 2, 1, 1, 1]
     assert how.startswith("a cube of 1 m")
+
+
+def test_one_proposal_for_all():
+    box, known = (
+        np.array([1, 1, 1, 2, 2, 2.0]),
+        np.array([[5, 5, 5, 1, 1, 1.0], [1, 1, 2, 9, 9, 9], [1, 3, 1, 2, 2, 2]]),
+    )
+    assert constant_proposal(box, known).tolist() == known[1].tolist()
+    assert constant_proposal(box, known[:0]) is None
 
 
 def test_one_caption_for_all():

@@ -235,8 +235,8 @@ def test_numbers_for_the_hubs_leaderboards(measured, trained):
         check_card(trained)
     with pytest.raises(VidLLMInputError, match="wanted RUN/BENCHMARK/PROTOCOL/METRIC=OWNER/NAME:TASK"):
         write_card(trained, [measured], hub_datasets=["scanqa=someone/rooms"])
-    with pytest.raises(VidLLMInputError, match="easy/scanqa/leo/cider is none"):
-        write_card(trained, [measured], hub_datasets=["easy/scanqa/leo/cider=someone/rooms:x"])
+    with pytest.raises(VidLLMInputError, match="easy/scanqa/leo/spice is none"):
+        write_card(trained, [measured], hub_datasets=["easy/scanqa/leo/spice=someone/rooms:x"])
 
 
 def test_what_cannot_be_a_card_is_refused_and_changes_nothing(measured, trained, tmp_path):

@@ -18,7 +18,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="session")
 def arguments(model_dir, rooms_root):
-    return ["--model", model_dir, "--data-root", rooms_root, "--frames", 3, "--train-rooms", 2]
+    return ["--model", model_dir, "--data-root", rooms_root, "--frames", 3, "--train-rooms", 2, "--no-text"]
 
 
 def test_table_and_document(arguments, tmp_path, monkeypatch):
@@ -54,6 +54,11 @@ def test_table_and_document(arguments, tmp_path, monkeypatch):
         (["scanqa", "--model", "nowhere"], "no such folder, and not a Hub id"),
         (["scanqa", "--frames", "0"], "Invalid value for '--frames'"),
         ([], "Missing argument 'BENCHMARK...'"),
+        (["scanqa", "--proposals", "true"], "proposals: wanted with scanrefer or scan2cap; neither is evaluated"),
+        (
+            ["scanqa", "--predictions", "said.jsonl"],
+            "--predictions: wanted without --model, because no model is loaded",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, tmp_path, wrong, message):
@@ -64,3 +69,26 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, tmp_path, wrong, messa
     assert len(errors) == 1, errors
     assert errors[0].startswith("error: ")
     assert message in errors[0]
+
+
+def test_predictions_of_another_system(rooms_root, tmp_path):
+    rows = json.loads((rooms_root / "annotations" / "ScanQA_v1.0_val.json").read_text())
+    said = tmp_path / "said.jsonl"
+    said.write_text(
+        "".join(json.dumps({"id": row["question_id"], "answer": row["answers"][0]}) + "\n" for row in rows)
+    )
+    asked = ["eval", "scanqa", "--predictions", said, "--data-root", rooms_root, "--out", tmp_path / "out"]
+    result = run(*asked, "--train-rooms", 2, "--no-text")
+    assert result.exit_code == 0, result.stderr
+    assert "easy, geometry not stated" in result.stdout
+    row = next(line for line in result.stdout.splitlines() if " exact_match " in line and "official" in line)
+    assert "1.0000" in row
+    check_results(json.loads((tmp_path / "out" / "results.json").read_text()))
+    said.write_text(said.read_text().rpartition("{")[0])
+    result = run(*asked, "--train-rooms", 2, "--no-text")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert "wanted a prediction of each of" in result.stderr
+    result = run(*asked, "--frames", 3)
+    assert "wanted without --frames" in result.stderr

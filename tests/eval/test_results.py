@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 
@@ -51,11 +52,31 @@ def changed(path, value):
     return document
 
 
+SCANQA = ("runs", "easy", "results", "scanqa")
+
+
 def test_a_good_document_passes():
     check_results(DOCUMENT)
+    # Of another system there are files instead of weights, and no frames.
+    outside = changed(("provenance", "weights_sha256"), {})
+    outside["provenance"].update(frames=None, geometry="not stated", predictions_sha256={"scanqa": "1" * 64})
+    check_results(outside)
 
 
-SCANQA = ("runs", "easy", "results", "scanqa")
+@pytest.mark.parametrize(
+    "name", ["meteor", "cider", "iou_0.25/cider", "bleu_4_f1@0.5", "rouge_l_recall@0", "how many/exact_match"]
+)
+def test_names_of_metrics(name):
+    check_results(changed((*SCANQA, "leo"), {name: 0.1}))
+    with pytest.raises(VidLLMInputError, match="wanted a text like"):
+        check_results(changed((*SCANQA, "leo"), {f"{name}_x": 0.1}))
+
+
+def test_shipped_results_fit():
+    shipped = sorted(Path(__file__).parents[2].glob("model_cards/*/results/*/results.json"))
+    assert shipped
+    for path in shipped:
+        read_results(path)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +95,13 @@ SCANQA = ("runs", "easy", "results", "scanqa")
         ((*SCANQA, "official", "exact_match"), True, "wanted number; got True"),
         (("provenance", "weights_sha256", "model.safetensors"), "abc", "wanted a text like"),
         (("provenance", "geometry"), "true", "provenance.geometry: wanted one of predicted, given"),
+        (
+            ("provenance", "weights_sha256"),
+            {},
+            "wanted `weights_sha256` and `frames` of a model, or `predictions_sha256`",
+        ),
         (("provenance", "frames"), 0, "wanted at least 1; got 0"),
-        (("provenance", "frames"), 2.5, "wanted integer; got 2.5"),
+        (("provenance", "frames"), 2.5, "wanted integer or null; got 2.5"),
         (("provenance", "counts", "scanqa", "rows"), -1, "wanted at least 0; got -1"),
         (("provenance", "notes"), ["a", 1], r"notes\[1\]: wanted string; got 1"),
     ],

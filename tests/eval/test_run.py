@@ -46,7 +46,7 @@ def evaluate(loaded, rooms_root, facts, monkeypatch):
     monkeypatch.setattr(run, "train_facts", lambda *_: facts)
 
     def evaluate(out, benchmarks=EVAL_BENCHMARKS, model=loaded, **options):
-        options = {"num_frames": FRAMES, "batch_size": 7, **options}
+        options = {"num_frames": FRAMES, "batch_size": 7, "text": False, **options}
         return run_evaluation(benchmarks, model, rooms_root, out, model_name="tiny", command="test", **options)
 
     return evaluate
@@ -77,9 +77,9 @@ def test_the_document_says_everything(evaluate, undisturbed, rooms_root):
     results, baselines = document["runs"]["easy"]["results"], document["runs"]["easy"]["baselines"]
     assert list(results) == list(EVAL_BENCHMARKS)
     assert {name: list(protocols) for name, protocols in results.items()} == {
-        "scanqa": ["official"],
-        "sqa3d": ["official", "leo"],
-        "scanrefer": ["official"],
+        "scanqa": ["official", "leo", "llava3d", "video3dllm", "chat_scene"],
+        "sqa3d": ["official", "leo", "llava3d", "video3dllm", "chat_scene"],
+        "scanrefer": ["official", "oriented"],
         "scan2cap": ["rooms"],
         "reconstruction": ["vggt_i_inv_j", "metric", "median", "scale", "scale_shift"],
     }
@@ -93,7 +93,7 @@ def test_the_document_says_everything(evaluate, undisturbed, rooms_root):
     assert {kind: set(found) for kind, found in baselines.items()} == {
         "blind": {"scanqa", "sqa3d"},
         "majority": {"scanqa", "sqa3d"},
-        "constant": {"scanrefer", "scan2cap", "reconstruction"},
+        "constant": {"scanqa", "sqa3d", "scanrefer", "scan2cap", "reconstruction"},
     }
     # A baseline stands beside every number.
     for name, protocols in results.items():
@@ -310,8 +310,14 @@ def test_perfect_predictions_score_the_maximum(evaluate, oracle, tmp_path, quart
     document = evaluate(tmp_path / "out", model=oracle(quarter_turns=quarter_turns))
     results = document["runs"]["easy"]["results"]
     for name in ("scanqa", "sqa3d", "scan2cap"):
-        for metrics in results[name].values():
-            assert set(metrics.values()) == {1.0}, name
+        for protocol, metrics in results[name].items():
+            if (name, protocol) == ("scanqa", "chat_scene"):
+                # It cleans answers ("2" becomes "two") and not what they are compared with.
+                assert 0.7 < metrics["exact_match"] <= 1
+                continue
+            assert set(metrics.values()) == {1.0}, (name, protocol)
+    # Upright boxes are taken by the nearest quarter turn; the room that the oracle sees is 8 degrees off.
+    assert results["scanrefer"]["oriented"]["acc_0.5"] == 1
     boxes = dict(results["scanrefer"]["official"])
     assert {value for name, value in boxes.items() if not name.startswith("multiple")} == {1.0}
     poses = results["reconstruction"]["vggt_i_inv_j"]
@@ -426,7 +432,7 @@ def test_marks_of_rows_have_the_means_of_the_results(evaluate, undisturbed, room
     results = document["runs"]["easy"]["results"]
     assert set(marks) == set(results)
     for name, protocols in marks.items():
-        assert set(protocols) == set(results[name])
+        assert set(protocols) <= set(results[name])
         for protocol, metrics in protocols.items():
             for metric, found in metrics.items():
                 assert found.values.mean() == pytest.approx(results[name][protocol][metric], abs=1e-12), (name, metric)

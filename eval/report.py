@@ -22,9 +22,9 @@ from vidllm.eval.intervals import Marks, bootstrap_interval, row_marks
 from vidllm.eval.metrics.scanrefer.scores import scanrefer_iou
 from vidllm.eval.places import without_places
 from vidllm.eval.predictions import PredictionFile
+from vidllm.eval.provenance import SETTINGS_FILE
 from vidllm.eval.report_pictures import best_frame, data_uri, frame_picture, map_picture
 from vidllm.eval.results import read_results, table_rows
-from vidllm.eval.run import SETTINGS_FILE
 from vidllm.eval.work import BenchmarkWork, EvaluationWork, plan
 from vidllm.processing.benchmarks.frames import frames_of
 from vidllm.processing.samples import Sample

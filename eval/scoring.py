@@ -216,7 +216,7 @@ def score_caption_texts(work: BenchmarkWork, records: Sequence[Mapping[str, Any]
 
     Returns:
         `dict` by protocol and metric. With proposals: m@0.5IoU, and m@0.25IoU as `iou_0.25/<metric>`. At true places overlaps are 1, and the benchmark
-        toolbox is scored too, every object being a proposal.
+        toolbox is scored too (`<metric>_f1@0.5`), every object being a proposal.
 
     Source:
         Ours.
@@ -234,8 +234,10 @@ def score_caption_texts(work: BenchmarkWork, records: Sequence[Mapping[str, Any]
             numbers = {f"{prefix}{name}": value for name, value in scores.items() if not name.startswith("objects")}
             found.setdefault(protocol, {}).update(numbers)
     if at_true_places and all(_has_box(sample) for sample in work.samples):
+        # Every proposal lies on its object: precision, recall and F1 are one number, whatever the overlap.
+        numbers = toolbox_scores(_scenes(work, objects))
         found[TOOLBOX] = {
-            name: value for name, value in toolbox_scores(_scenes(work, objects)).items() if math.isfinite(value)
+            name: value for name, value in numbers.items() if name.endswith("_f1@0.5") and math.isfinite(value)
         }
     return {name: scores for name, scores in found.items() if scores}
 

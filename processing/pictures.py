@@ -18,8 +18,22 @@ PAPER = "#fbfaf7"
 INK = "#222222"
 
 
-def _new_figure(width_in: float, height_in: float) -> Any:
-    """A matplotlib figure on the Agg canvas; pyplot's global state and the user's backend stay untouched."""
+def new_figure(width_in: float, height_in: float) -> Any:
+    """A matplotlib figure on the Agg canvas; pyplot's global state and the user's backend stay untouched.
+
+    Args:
+        width_in (`float`): Inches.
+        height_in (`float`): Inches.
+
+    Returns:
+        `matplotlib.figure.Figure`: empty.
+
+    Raises:
+        ImportError: matplotlib is missing.
+
+    Source:
+        Ours.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -30,8 +44,22 @@ def _new_figure(width_in: float, height_in: float) -> Any:
     return figure
 
 
-def _save(figure: Any, path: str | Path) -> Path:
-    """Write the figure as PNG in one step."""
+def save_figure(figure: Any, path: str | Path) -> Path:
+    """Write a figure as PNG in one step.
+
+    Args:
+        figure (`matplotlib.figure.Figure`): The figure.
+        path (`str` or `Path`): File to write.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ValueError: The file cannot be written.
+
+    Source:
+        Ours.
+    """
     with replaced_file(path) as partial:
         figure.savefig(partial, format="png", facecolor=PAPER)
     return Path(path)
@@ -183,7 +211,7 @@ def write_depth_png(path: str | Path, scene: ExportScene, max_frames: int = 8) -
     side, top, bar, gap, title = 0.15, 0.15, 1.05, 0.06, 0.26
     total_width = 2 * side + columns * (width + gap) + bar
     total_height = 2 * top + banks * (2 * height + gap + title + 0.1)
-    figure = _new_figure(total_width, total_height)
+    figure = new_figure(total_width, total_height)
     valid = np.concatenate([scene.depth[i][scene.valid_mask[i]] for i in frames])
     low, high = np.percentile(valid, [2, 98]) if valid.size else (0.0, 1.0)
     if high - low < 0.05 * high:
@@ -217,7 +245,7 @@ def write_depth_png(path: str | Path, scene: ExportScene, max_frames: int = 8) -
     colour_bar.set_label(f"depth ({scene.unit})", fontsize=TEXT_PT + 1, color=INK)
     colour_bar.ax.tick_params(labelsize=TEXT_PT, colors=INK)
     colour_bar.outline.set_visible(False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _top_view(points: np.ndarray, colours: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -348,7 +376,7 @@ def write_map_png(path: str | Path, scene: ExportScene, keep_fraction: float = 0
     low, high = _map_extent(points, scene)
     extent = float((high - low).max())
     inches = 8.0 * (high - low) / extent
-    figure = _new_figure(inches[0] + 0.3, inches[1] + 0.55)
+    figure = new_figure(inches[0] + 0.3, inches[1] + 0.55)
     total = figure.get_size_inches()
     axes = figure.add_axes((0.15 / total[0], 0.15 / total[1], inches[0] / total[0], inches[1] / total[1]))
     axes.set(
@@ -378,7 +406,7 @@ def write_map_png(path: str | Path, scene: ExportScene, keep_fraction: float = 0
     _scale_bar(axes, low, high, scene.unit)
     words = "metres" if scene.unit == "m" else "relative units, not metres"
     axes.set_title(f"top view, room frame (z up), {words}", fontsize=TEXT_PT + 1, color=INK, pad=6)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def clip_segments_near(segments_cam: np.ndarray, near: float) -> np.ndarray:
@@ -507,7 +535,7 @@ def draw_boxes_on_frames(
     # Labels need room: frames are drawn larger than in the depth montage.
     width, height, gap, title = 1.4 * width, 1.4 * height, 0.1, 0.28
     total = (columns * (width + gap) + gap, rows * (height + gap + title) + gap)
-    figure = _new_figure(*total)
+    figure = new_figure(*total)
     tints = box_colours(boxes)
     for number, frame in enumerate(frames):
         row, column = divmod(number, columns)
@@ -530,4 +558,4 @@ def draw_boxes_on_frames(
             texts.append(box_text(box))
             colours.append(tint)
         _draw_labels(axes, np.array(anchors), texts, np.array(colours))
-    return _save(figure, path)
+    return save_figure(figure, path)

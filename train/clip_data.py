@@ -138,13 +138,14 @@ class RoomClips(torch.utils.data.Dataset):
         num_visits (`int`): Length.
         num_frames (`int`): Frames per visit.
         seed (`int`): Of everything that is drawn.
+        each_once (`bool`): As of `RoomScenes`.
 
     Source:
         Ours.
     """
 
-    def __init__(self, source: RoomSource, num_visits: int, num_frames: int, seed: int = 0):
-        self.scenes = RoomScenes(source, num_visits, num_frames, prompts_per_scene=0, seed=seed)
+    def __init__(self, source: RoomSource, num_visits: int, num_frames: int, seed: int = 0, each_once: bool = False):
+        self.scenes = RoomScenes(source, num_visits, num_frames, 0, seed, each_once)
 
     def __len__(self) -> int:
         return len(self.scenes)

@@ -17,7 +17,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainingArguments
+
+from vidllm.train.held_out import HeldOut, held_out_terms
 
 
 # What is read on the host anyway.
@@ -31,6 +33,7 @@ class CountedTrainer(Trainer):
         model (`nn.Module`): What is trained.
         args (`TrainingArguments`): With `remove_unused_columns=False`; one process per device.
         learning_rate_factors (`Mapping[str, float]`, *optional*): Regular expression of parameter names to a factor of their learning rate.
+        held_out (`HeldOut`, *optional*): What `evaluate` looks at, with its own collator.
         **kwargs: As of `Trainer`: `train_dataset`, `data_collator`, `processing_class`, `callbacks`, ...
 
     Raises:
@@ -45,6 +48,7 @@ class CountedTrainer(Trainer):
     # What is logged as a share of the videos; subclasses count into `_window_shares` and `_window_videos`.
     share_names: ClassVar[tuple[str, ...]] = ()
     optimizer: torch.optim.Optimizer | None
+    control: TrainerControl
     # Sums and counts of the terms since the last line of the log, on the device.
     _window_sums: Any
     _window_counts: Any
@@ -54,12 +58,16 @@ class CountedTrainer(Trainer):
         model: nn.Module,
         args: TrainingArguments,
         learning_rate_factors: Mapping[str, float] | None = None,
+        held_out: HeldOut | None = None,
         **kwargs: Any,
     ):
         self.check_arguments(args)
         # It would look at every loss on the host, and hide those that are not finite.
         args.logging_nan_inf_filter = False
+        if held_out is not None:
+            kwargs["eval_dataset"] = held_out.scenes
         super().__init__(model=model, args=args, **kwargs)
+        self.held_out_collator = self.data_collator if held_out is None else held_out.collator
         self.learning_rate_factors = dict(learning_rate_factors or {})
         self._names: list[str] | None = None
         self._unchecked: list[_NumbersOnTheirWay] = []
@@ -318,6 +326,41 @@ class CountedTrainer(Trainer):
                 logs["seconds_per_step"] = (time.perf_counter() - started) / max(self.state.global_step - step, 1)
             self._forget_window()
         super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """All loss terms on scenes that are not learned from.
+
+        Args:
+            eval_dataset (`torch.utils.data.Dataset`, *optional*): The scenes; by default those of the trainer.
+            ignore_keys (`list[str]`, *optional*): Not read: no outputs are gathered.
+            metric_key_prefix (`str`): Put before the names.
+
+        Returns:
+            `dict[str, float]`: by prefix, `_` and term; also `_loss`, the weighted sum, and `_seconds`.
+
+        Raises:
+            ValueError: There are no such scenes.
+            FloatingPointError: A loss is not finite.
+
+        Source:
+            Ours: see `held_out_terms`; what the Trainer does averages batches.
+        """
+        scenes = self.eval_dataset if eval_dataset is None else eval_dataset
+        if scenes is None or not len(scenes):
+            raise ValueError("evaluate: wanted held-out scenes (eval_dataset); got none")
+        begun = time.perf_counter()
+        terms = held_out_terms(self, scenes, self.held_out_collator, self.args.per_device_eval_batch_size)
+        seconds = time.perf_counter() - begun
+        if self._window_start is not None:
+            # Seconds per step are those of training.
+            started, step = self._window_start
+            self._window_start = (started + seconds, step)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {**terms, "seconds": seconds}.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save, but never weights that came out of a loss that was not finite.

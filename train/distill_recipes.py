@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from vidllm.train.held_out import HeldOutSettings
 from vidllm.train.presets import PRESETS
 from vidllm.train.recipes import PRECISIONS, SCHEDULES, known_name, with_settings
 from vidllm.train.room_source import RoomsSettings
@@ -47,6 +48,7 @@ class DistillRecipe:
         workers (`int`): Processes per training process that read data.
         weights (`Mapping[str, float]`): Of the terms `geometry_feature`, `language_feature`, `structure`; those not named weigh 1.
         freeze_encoder (`bool`): Whether the adapter alone is trained.
+        held_out (`HeldOutSettings`, *optional*): Clips that are not learned from, and how often all losses are measured on them.
         seed (`int`): Of everything that is drawn.
         log_every (`int`): Steps between lines of the log.
         save_every (`int`): Steps between checkpoints.
@@ -89,6 +91,7 @@ class DistillRecipe:
     # what is learned
     weights: Mapping[str, float] = field(default_factory=dict)
     freeze_encoder: bool = False
+    held_out: HeldOutSettings | None = None
     # the run
     seed: int = 0
     log_every: int = 10
@@ -137,6 +140,10 @@ class DistillRecipe:
         if (self.clips is None) == (self.rooms is None):
             raise ValueError(
                 f"{self.name}: wanted either clips (--clips DIR) or rooms; got {'both' if self.rooms else 'neither'}"
+            )
+        if self.held_out is not None and (self.clips is None) == (self.held_out.clips is not None):
+            raise ValueError(
+                f"{self.name}: wanted held_out.clips=DIR with clips, and none with rooms; got {self.held_out.clips!r}"
             )
         if self.geometry_teacher == self.language_teacher and self.geometry_stream == self.language_stream:
             raise ValueError(f"{self.name}: wanted two teachers; got {self.geometry_teacher} twice")

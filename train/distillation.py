@@ -32,6 +32,7 @@ from vidllm.train.distillation_losses import (
     resized_to_grid,
     structure_loss,
 )
+from vidllm.train.held_out import HeldOut, HeldOutLog, held_out_rooms
 from vidllm.train.joint import RunLog, starting_model, training_arguments
 from vidllm.train.room_source import RoomMakers, RoomSource
 from vidllm.train.run_folder import checkpoint_to_resume, publish, write_recipe
@@ -283,7 +284,9 @@ class VidLLMDistillationTrainer(CountedTrainer):
 
 
 @contextlib.contextmanager
-def distill_data(chosen: DistillRecipe, num_visits: int, out_dir: Path) -> Iterator[torch.utils.data.Dataset]:
+def distill_data(
+    chosen: DistillRecipe, num_visits: int, out_dir: Path
+) -> Iterator[tuple[torch.utils.data.Dataset, torch.utils.data.Dataset | None]]:
     """Open the clips of a recipe; what makes rooms beside the training ends with the context.
 
     Args:
@@ -292,7 +295,7 @@ def distill_data(chosen: DistillRecipe, num_visits: int, out_dir: Path) -> Itera
         out_dir (`Path`): Of the run.
 
     Yields:
-        `torch.utils.data.Dataset`: of `ClipFrames`.
+        `tuple` of two `torch.utils.data.Dataset` of `ClipFrames`: what is learned from, and what is held out, if anything is.
 
     Raises:
         ValueError: There are no clips.
@@ -300,12 +303,21 @@ def distill_data(chosen: DistillRecipe, num_visits: int, out_dir: Path) -> Itera
     Source:
         Ours.
     """
+    held: torch.utils.data.Dataset | None = None
     if chosen.rooms is None:
-        yield ClipVisits(ClipFolder(chosen.clips, chosen.frames_kept), num_visits, chosen.num_frames, chosen.seed)
+        if chosen.held_out is not None:
+            others = ClipFolder(chosen.held_out.clips, chosen.frames_kept)
+            held = ClipVisits(others, min(chosen.held_out.scenes, len(others)), chosen.num_frames, chosen.seed)
+        clips = ClipFolder(chosen.clips, chosen.frames_kept)
+        yield ClipVisits(clips, num_visits, chosen.num_frames, chosen.seed), held
         return
-    source = RoomSource(chosen.rooms, chosen.rooms_cache or out_dir / "rooms")
+    cache = Path(chosen.rooms_cache or out_dir / "rooms")
+    source = RoomSource(chosen.rooms, cache)
+    if chosen.held_out is not None:
+        others = RoomSource(held_out_rooms(chosen.rooms, chosen.held_out), cache / "held_out")
+        held = RoomClips(others, chosen.held_out.scenes, chosen.num_frames, chosen.seed, each_once=True)
     with RoomMakers(source) if PartialState().is_local_main_process else contextlib.nullcontext():
-        yield RoomClips(source, num_visits, chosen.num_frames, chosen.seed)
+        yield RoomClips(source, num_visits, chosen.num_frames, chosen.seed), held
 
 
 def train_distill(
@@ -339,6 +351,7 @@ def train_distill(
     args = training_arguments(chosen, out_dir, use_cpu)
     state = PartialState()
     checkpoint = checkpoint_to_resume(out_dir, resume) if resume or state.is_main_process else None
+    args.eval_on_start = chosen.held_out is not None and not resume
     # Nobody writes before everybody has looked.
     state.wait_for_everyone()
     model, processor = starting_model(chosen)
@@ -352,7 +365,8 @@ def train_distill(
         )
     ]
     num_visits = chosen.steps * chosen.batch_size * chosen.accumulation * state.num_processes
-    with distill_data(chosen, num_visits, out_dir) as clips:
+    with distill_data(chosen, num_visits, out_dir) as (clips, held):
+        collator = ClipCollator(processor)
         trainer = VidLLMDistillationTrainer(
             model=model,
             args=args,
@@ -362,9 +376,10 @@ def train_distill(
             freeze_encoder=chosen.freeze_encoder,
             learning_rate_factors=chosen.learning_rate_factors,
             train_dataset=clips,
-            data_collator=ClipCollator(processor),
+            data_collator=collator,
+            held_out=None if held is None else HeldOut(held, collator),
             processing_class=processor,
-            callbacks=[RunLog(out_dir), *callbacks],
+            callbacks=[RunLog(out_dir), HeldOutLog(out_dir), *callbacks],
         )
         if state.is_main_process:
             for line in write_recipe(chosen, out_dir, checkpoint, {"processes": state.num_processes}):

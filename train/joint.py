@@ -32,6 +32,7 @@ from vidllm.processing.benchmarks.load import load_benchmark
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.train.dense_labels import DenseLabels, RoomCollator
 from vidllm.train.dense_matching import DenseMatching
+from vidllm.train.held_out import HeldOut, HeldOutLog, held_out_rooms
 from vidllm.train.initialise import build_untrained
 from vidllm.train.joint_trainer import LossPlugin, VidLLMJointTrainer
 from vidllm.train.loc_labels import LocLabels
@@ -88,6 +89,7 @@ class JointData:
         has_metric_depth (`bool`): Whether there is depth in metres.
         plugins (`tuple[LossPlugin]`): Losses that only these data allow.
         facts (`dict`): For `recipe.json`.
+        held_out (`HeldOut`, *optional*): What is not learned from.
 
     Source:
         Ours.
@@ -99,6 +101,7 @@ class JointData:
     has_metric_depth: bool
     plugins: tuple[LossPlugin, ...]
     facts: dict[str, Any]
+    held_out: HeldOut | None = None
 
 
 @contextlib.contextmanager
@@ -131,7 +134,16 @@ def joint_data(
     }
     if chosen.rooms is not None:
         collator = RoomCollator(processor, **settings)
-        source = RoomSource(chosen.rooms, chosen.rooms_cache or out_dir / "rooms")
+        cache = Path(chosen.rooms_cache or out_dir / "rooms")
+        source = RoomSource(chosen.rooms, cache)
+        held = None
+        if chosen.held_out is not None:
+            others = RoomSource(held_out_rooms(chosen.rooms, chosen.held_out), cache / "held_out")
+            number = chosen.held_out.scenes
+            held = HeldOut(
+                RoomScenes(others, number, collator.num_frames, chosen.prompts_per_scene, chosen.seed, each_once=True),
+                collator,
+            )
         visits = RoomScenes(source, num_visits, collator.num_frames, chosen.prompts_per_scene, seed=chosen.seed)
         plugins: tuple[LossPlugin, ...] = ()
         if chosen.dense_labels:
@@ -142,7 +154,7 @@ def joint_data(
             plugins += (DenseMatching(chosen.dense_matching),)
         makers = RoomMakers(source) if PartialState().is_local_main_process else contextlib.nullcontext()
         with makers:
-            yield JointData(visits, collator, True, True, plugins, {})
+            yield JointData(visits, collator, True, True, plugins, {}, held)
         return
     collator = SceneCollator(processor, frame_choice=chosen.frame_choice, **settings)
     rows, weights = {}, {}
@@ -164,7 +176,25 @@ def joint_data(
         }
     }
     visits = SceneVisits(scenes, num_visits, chosen.seed)
-    yield JointData(visits, collator, scenes.has_geometry, scenes.has_depth, (), facts)
+    held = None
+    if chosen.held_out is not None:
+        held = _held_out_files(chosen, SceneCollator(processor, frame_choice="uniform", **settings))
+        facts["data"]["held_out_scenes"] = len(held.scenes)
+    yield JointData(visits, collator, scenes.has_geometry, scenes.has_depth, (), facts, held)
+
+
+def _held_out_files(chosen: JointRecipe, collator: SceneCollator) -> HeldOut:
+    """Scenes of another split or file; evenly spread frames."""
+    rows, weights, settings = {}, {}, chosen.held_out
+    with PartialState().main_process_first():
+        if settings.data is not None:
+            rows["jsonl"] = load_benchmark("jsonl", settings.data, "train")
+        else:
+            for name, weights[name] in chosen.benchmarks.items():
+                variant = chosen.variants.get(name, "default")
+                rows[name] = load_benchmark(name, chosen.data_root, settings.split, variant=variant, strict=False)
+    scenes = SceneDataset(rows, chosen.prompts_per_scene, chosen.seed, weights, collator.num_frames)
+    return HeldOut(SceneVisits(scenes, min(settings.scenes, len(scenes)), chosen.seed), collator)
 
 
 def starting_model(
@@ -228,6 +258,9 @@ def training_arguments(
         use_cpu=use_cpu,
         max_steps=chosen.steps,
         per_device_train_batch_size=chosen.batch_size,
+        per_device_eval_batch_size=chosen.batch_size,
+        eval_strategy="no" if chosen.held_out is None else "steps",
+        eval_steps=None if chosen.held_out is None else chosen.held_out.every,
         gradient_accumulation_steps=chosen.accumulation,
         # Visits come in the order of the run; see SceneVisits.
         train_sampling_strategy="sequential",
@@ -291,6 +324,7 @@ def train_joint(
     args = training_arguments(chosen, out_dir, use_cpu)
     state = PartialState()
     checkpoint = checkpoint_to_resume(out_dir, resume) if resume or state.is_main_process else None
+    args.eval_on_start = chosen.held_out is not None and not resume
     # Nobody writes before everybody has looked.
     state.wait_for_everyone()
     four_bits = chosen.lora is not None and chosen.lora.four_bits
@@ -315,8 +349,9 @@ def train_joint(
             learning_rate_factors=chosen.learning_rate_factors,
             train_dataset=data.visits,
             data_collator=data.collator,
+            held_out=data.held_out,
             processing_class=processor,
-            callbacks=[RunLog(out_dir), *callbacks],
+            callbacks=[RunLog(out_dir), HeldOutLog(out_dir), *callbacks],
         )
         if state.is_main_process:
             facts = {**data.facts, "processes": state.num_processes}

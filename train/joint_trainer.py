@@ -171,7 +171,7 @@ class VidLLMJointTrainer(CountedTrainer):
         freeze_geometry (`bool`): Whether reconstruction and metric depth stay as they are, see `freeze_for_joint`.
         train_only (`str`, *optional*): Names of the parameters that are trained, see `freeze_for_joint`.
         learning_rate_factors (`Mapping[str, float]`, *optional*): Regular expression of parameter names to a factor of their learning rate.
-        **kwargs: As of `Trainer`: `train_dataset`, `data_collator`, `processing_class`, `callbacks`, ...
+        **kwargs: As of `CountedTrainer`: `train_dataset`, `data_collator`, `processing_class`, `callbacks`, `held_out`, ...
 
     Raises:
         ValueError: The arguments drop columns, or one process would use several devices.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from vidllm.train.held_out import HeldOutSettings
 from vidllm.train.losses import JointLossSettings
 from vidllm.train.presets import PRESETS
 from vidllm.train.room_source import RoomsSettings
@@ -161,6 +162,7 @@ class JointRecipe:
         freeze_encoder (`bool`): Whether the vision encoder stays as it is.
         train_only (`str`, *optional*): Regular expression of parameter names: all others stay as they are, and their modules in evaluation mode.
         lora (`LoraSettings`, *optional*): Adapters on the language model instead of training it.
+        held_out (`HeldOutSettings`, *optional*): Scenes that are not learned from, and how often all losses are measured on them.
         seed (`int`): Of everything that is drawn.
         log_every (`int`): Steps between lines of the log.
         save_every (`int`): Steps between checkpoints.
@@ -212,6 +214,7 @@ class JointRecipe:
     freeze_encoder: bool = True
     train_only: str | None = None
     lora: LoraSettings | None = None
+    held_out: HeldOutSettings | None = None
     # the run
     seed: int = 0
     log_every: int = 10
@@ -277,6 +280,16 @@ class JointRecipe:
         for name in ROOM_LOSSES:
             if getattr(self, name) and self.rooms is None:
                 raise ValueError(f"{self.name}: wanted rooms for {name}; files do not know what each pixel shows")
+        held = self.held_out
+        if held is not None and (self.rooms is None) and (self.data_root is None) != (held.data is not None):
+            raise ValueError(
+                f"{self.name}: wanted held_out.data=FILE.jsonl with a JSONL file alone, and the data root's split {held.split!r} otherwise; "
+                f"got held_out.data {held.data!r}"
+            )
+        if held is not None and self.data_root is not None and held.split == self.split:
+            raise ValueError(
+                f"{self.name}: wanted another split for held_out than is learned from; got {held.split!r}"
+            )
         if self.lora is not None and not self.freeze_encoder:
             raise ValueError(f"{self.name}: wanted freeze_encoder with lora; got a trained encoder")
         if self.lora is not None and self.model in PRESETS:

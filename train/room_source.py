@@ -343,15 +343,32 @@ class RoomScenes(torch.utils.data.Dataset):
             (`RoomsSettings.even_share`).
         prompts_per_scene (`int`): Prompts per visit.
         seed (`int`): Of everything that is drawn here.
+        each_once (`bool`): Whether the visits are those of the first rooms in order, each once.
+
+    Raises:
+        ValueError: There are fewer rooms than are to be seen once.
 
     Source:
         Ours: a visit depends on the seed and its number alone, so any process may make it, and a run can be resumed anywhere.
     """
 
-    def __init__(self, source: RoomSource, num_visits: int, num_frames: int, prompts_per_scene: int, seed: int = 0):
+    def __init__(
+        self,
+        source: RoomSource,
+        num_visits: int,
+        num_frames: int,
+        prompts_per_scene: int,
+        seed: int = 0,
+        each_once: bool = False,
+    ):
         self.source, self.seed = source, seed
         self.num_frames, self.prompts_per_scene = num_frames, prompts_per_scene
         settings = source.settings
+        if each_once:
+            if num_visits > settings.num_blocks * settings.block_size:
+                raise ValueError(f"rooms: wanted {num_visits} to see once; got {settings.num_rooms}")
+            self.room_of_visit = np.arange(num_visits)
+            return
         rng = keyed_generator(seed, 0, "visits")
         first = min(settings.first_blocks, settings.num_blocks)
         growth = np.arange(num_visits) / max(num_visits * settings.unlocked_at, 1)

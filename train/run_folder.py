@@ -3,6 +3,7 @@
 ```
 <out>/recipe.json        the resolved recipe, versions, commit; before step 0
 <out>/log.jsonl          one line per logged step
+<out>/held_out.jsonl     one line per look at scenes that are not learned from, where the recipe says so
 <out>/checkpoint-N/      weights, processor, code, state of optimizer and random numbers: to resume
 <out>/                   at the end, weights, processor and code: a complete Hub folder
 <out>/adapter/           of a LoRA run, the adapter alone
@@ -32,7 +33,17 @@ RECIPE_NAME, LOG_NAME, ADAPTER_NAME = "recipe.json", "log.jsonl", "adapter"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _PACKAGES = ("vidllm", "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "safetensors")
 # Fields that a resumed run may have differently without becoming another run.
-_FREE_FIELDS = ("workers", "log_every", "save_every", "keep_checkpoints", "rooms_cache", "data_root", "data", "clips")
+_FREE_FIELDS = (
+    "workers",
+    "log_every",
+    "save_every",
+    "keep_checkpoints",
+    "rooms_cache",
+    "data_root",
+    "data",
+    "clips",
+    "held_out",
+)
 
 
 def versions() -> dict[str, str]:

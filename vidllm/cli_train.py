@@ -249,6 +249,30 @@ def distill(
 
 
 @train.command()
+def curves(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folder of a run, or LABEL=FOLDER.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="PNG file.")],
+    term: Annotated[
+        list[str] | None, typer.Option("--term", metavar="NAME", help="Loss term; repeatable; default: all.")
+    ] = None,
+    start: Annotated[
+        list[str] | None,
+        typer.Option("--start", metavar="LABEL=NUMBER", help="What a run had cost before its first step; repeatable."),
+    ] = None,
+    per_step: Annotated[
+        list[str] | None,
+        typer.Option("--per-step", metavar="LABEL=NUMBER", help="What a step of a run costs; repeatable; default: 1."),
+    ] = None,
+    across: Annotated[str, typer.Option("--across", help="Name of the horizontal axis.")] = "steps",
+) -> None:
+    """Draw the held-out losses of runs that were started with --set held_out.every=N."""
+    from vidllm.train.curves import draw_curves, runs_of_words
+
+    terms = draw_curves(runs_of_words(runs, start or [], per_step or []), out.expanduser(), term or [], across)
+    say(f"wrote {out} ({', '.join(terms)})")
+
+
+@train.command()
 def precompute(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Vision model or Vid-LLM checkpoint.")],
     clips: Annotated[

@@ -19,9 +19,11 @@ from .configuration_vidllm import VidLLMConfig
 from .cross_task_adapter_vidllm import VidLLMCrossTaskAdapter
 from .encoder_vidllm import VidLLMEncoder
 from .generation_vidllm import VidLLMGenerateOutput, VidLLMGenerationMixin, boxes_of_rows, fill_box_fields
+from .geometry_vidllm import unproject_depth
 from .grounding_vidllm import VidLLMGroundingDecoder
 from .metric_depth_vidllm import VidLLMMetricDepth
 from .outputs_vidllm import VidLLMModelOutput, VidLLMOutput
+from .pose_refinement_vidllm import refine_poses
 from .prompt_vidllm import (
     check_placeholders,
     embed_prompt,
@@ -203,6 +205,7 @@ class VidLLMModel(VidLLMPreTrainedModel):
         """One group of equally sized videos `(B, S, 3, H, W)` -> scene, raw reconstruction, metric depth, both adapter streams."""
         batch, num_frames, _, height, width = pixel_values.shape
         grid_hw = self.encoder.grid_hw(height, width)
+        exact_frames, pixel_values = pixel_values, pixel_values.to(self.dtype)
         frames = pixel_values.flatten(0, 1)  # (B, S, 3, H, W) -> (B * S, 3, H, W)
 
         def per_video(tokens: torch.Tensor) -> torch.Tensor:
@@ -222,10 +225,35 @@ class VidLLMModel(VidLLMPreTrainedModel):
             layers = tuple(per_video(layer) for layer in encoded.layer_tokens)
             metric_depth_m = self.metric_depth(layers, grid_hw, (height, width))
         reconstruction = assemble_reconstruction(raw, metric_depth_m, self.config, geometry, scale_frames, metric)
+        if self.config.pose_refinement_sizes:
+            self._refine(reconstruction, exact_frames, geometry)
         scene = VidLLMScene(reconstruction=reconstruction)
         if with_tokens:
             scene = self._tokens_of(lang_tokens, reconstruction, grid_hw)
         return scene, raw, metric_depth_m, geom_tokens, lang_tokens
+
+    def _refine(self, recon: VidLLMReconstruction, frames: torch.Tensor, geometry: dict | None) -> None:
+        """Make predicted poses exact against the pictures `(B, S, 3, H, W)`, in place; poses that were given stay as they are."""
+        rows = torch.arange(recon.num_scenes, device=frames.device)
+        if geometry and "cam_from_world" in geometry:
+            rows = rows[~geometry["mask"].to(frames.device)] if "mask" in geometry else rows[:0]
+        if not len(rows):
+            return
+        config = self.config
+        depth, intrinsics_px = recon.depth[rows], recon.intrinsics_px[rows]
+        poses, _ = refine_poses(
+            frames[rows],
+            depth,
+            intrinsics_px,
+            recon.cam_from_world[rows],
+            config.pose_refinement_sizes,
+            config.pose_refinement_steps,
+            config.pose_refinement_window,
+        )
+        with torch.no_grad(), torch.autocast(device_type=frames.device.type, enabled=False):
+            points = unproject_depth(depth, intrinsics_px, poses)
+            recon.cam_from_world = recon.cam_from_world.index_copy(0, rows, poses)
+            recon.points_world = recon.points_world.index_copy(0, rows, points)
 
     def _tokens_of(self, lang_tokens: torch.Tensor, recon: VidLLMReconstruction, grid_hw: tuple) -> VidLLMScene:
         """Language stream `(B, S, P, C)` at its 3D places -> scene; no gradient into the geometry (paper 3.4)."""
@@ -282,7 +310,6 @@ class VidLLMModel(VidLLMPreTrainedModel):
                     f"scale_frames: wanted ({batch}, K) with frame numbers below {sizes[:, 0].tolist()} or -1; "
                     f"got {votes.tolist()}"
                 )
-        dtype = self.dtype
         results = []
         for size, rows in group_rows_by_size(sizes):
             frames, rows_px, columns_px = size
@@ -305,9 +332,7 @@ class VidLLMModel(VidLLMPreTrainedModel):
             group_scale_frames = (
                 None if scale_frames is None else scale_frames.index_select(0, index.to(scale_frames.device))
             )
-            results.append(
-                (rows, *self._encode_group(group.to(dtype), group_geometry, group_scale_frames, metric, with_tokens))
-            )
+            results.append((rows, *self._encode_group(group, group_geometry, group_scale_frames, metric, with_tokens)))
         if len(results) == 1:
             return results[0][1:]
         scene, raw, metric_depth_m, geom_tokens, lang_tokens = (

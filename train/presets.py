@@ -202,6 +202,8 @@ _PRESETS = (
             "dense_head_features": 32,
             "metric_decoder_features": 48,
             "num_depth_bins": 32,
+            # patches of 16 pixels see a motion to within some pixels; the pictures know better
+            "pose_refinement_sizes": [12, 24],
             "num_scene_tokens": 64,
             # twice the encoder's width: a projector that starts as a linear map keeps all of it
             "projector_hidden_size": 384,

@@ -80,6 +80,10 @@ class VidLLMConfig(PreTrainedConfig):
         max_depth_m (`float`): Ours: centre of the farthest initial bin, metres.
         num_scale_frames (`int`): Frames per scene that vote for the scale (paper: 16).
         is_metric (`bool`): Whether the weights were trained to give metres. False: every geometric output is relative.
+        pose_refinement_sizes (`list[int]`): Ours: short sides, pixels, of the pictures on which predicted poses are made exact, coarse to fine; see
+            `refine_poses`. Empty (the default): poses stay as the network gives them.
+        pose_refinement_steps (`int`): Ours: steps at each size.
+        pose_refinement_window (`int`): Ours: frames further apart are not compared.
         num_scene_tokens (`int`): Scene-token slots N per video.
         voxel_size_m (`float`): Edge of the smallest pooling voxel, metres.
         position_embedding (`bool`): Whether the 3D position is added to the language stream (paper eq. 4).
@@ -188,6 +192,9 @@ class VidLLMConfig(PreTrainedConfig):
     max_depth_m: float = 10.0
     num_scale_frames: int = 16
     is_metric: bool = False
+    pose_refinement_sizes: list[int] | None = None
+    pose_refinement_steps: int = 8
+    pose_refinement_window: int = 8
     # scene tokens
     num_scene_tokens: int = 3072
     voxel_size_m: float = 0.2
@@ -225,6 +232,8 @@ class VidLLMConfig(PreTrainedConfig):
             self.dense_head_channels = [256, 512, 1024, 1024]
         if self.grounding_neighbors is None:
             self.grounding_neighbors = [16, 32, 64, 128]
+        if self.pose_refinement_sizes is None:
+            self.pose_refinement_sizes = []
         if self.text_config.tie_word_embeddings:
             self.tie_word_embeddings = True
         self._check()
@@ -277,11 +286,14 @@ class VidLLMConfig(PreTrainedConfig):
         positive = (
             "encoder_frame_chunk num_bridge_tokens num_adapter_layers adapter_expansion num_camera_layers num_camera_iterations "
             "dense_head_features dense_frame_chunk metric_decoder_features num_depth_bins num_scale_frames num_scene_tokens "
-            "voxel_size_m position_hidden_size scene_token_scale num_grounding_queries grounding_temperature max_boxes_per_loc rope_base"
+            "voxel_size_m position_hidden_size scene_token_scale num_grounding_queries grounding_temperature max_boxes_per_loc rope_base "
+            "pose_refinement_steps pose_refinement_window"
         )
         for name in positive.split():
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: wanted a positive number; got {getattr(self, name)}")
+        if any(size < 1 for size in self.pose_refinement_sizes):
+            raise ValueError(f"pose_refinement_sizes: wanted positive numbers; got {self.pose_refinement_sizes}")
         if self.projector_hidden_size is not None and not self.projector_hidden_size > 0:
             raise ValueError(
                 f"projector_hidden_size: wanted a positive number or none; got {self.projector_hidden_size}"

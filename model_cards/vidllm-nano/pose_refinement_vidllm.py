@@ -1,0 +1,265 @@
+"""Camera poses made exact against the pictures: each frame's depth is laid into the other frames until they look alike.
+
+Nothing here is learned. The network says where the cameras stood to within what patches can tell; the pixels between them say the rest.
+Direct image alignment (Lucas-Kanade over rigid motions) of all frames at once, from small pictures to larger ones.
+
+Shapes: B videos, S frames, H W pixels, h w pixels of a smaller picture, N = h w, Q ordered pairs of frames (source, target).
+"""
+
+import torch
+from torch import nn
+
+from .geometry_vidllm import invert_rigid
+
+
+# A point that lies this much deeper than what its target frame shows there is hidden in it.
+_HIDDEN = 0.15
+# Damping of Gauss-Newton: a share of the diagonal, and what keeps it solvable where nothing is seen.
+_DAMPING, _FLOOR = 1e-3, 1e-4
+# Longest turn (radians) and way (median depths) of one step.
+_LONGEST = 0.06
+# Pairs that are worked on at a time.
+_CHUNK = 64
+# Of the pixels that a pair shared before, how many it must share afterwards.
+_KEPT_OVERLAP = 0.5
+
+
+@torch.no_grad()
+def refine_poses(
+    frames: torch.Tensor,
+    depth: torch.Tensor,
+    intrinsics_px: torch.Tensor,
+    cam_from_world: torch.Tensor,
+    sizes: tuple[int, ...] | list[int] = (12, 24),
+    steps: int = 8,
+    window: int = 8,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Improve predicted poses of videos of one size; depth and intrinsics stay as they are.
+
+    Args:
+        frames (`torch.Tensor` of shape `(B, S, 3, H, W)`): Pictures, in any affine scale of intensity.
+        depth (`torch.Tensor` of shape `(B, S, H, W)`): Along the optical axis, any unit; 0 or not finite: unknown.
+        intrinsics_px (`torch.Tensor` of shape `(B, S, 3, 3)`): Pinhole.
+        cam_from_world (`torch.Tensor` of shape `(B, S, 4, 4)`): To start from; the unit of depth. The first frame of each video stays.
+        sizes (`tuple[int]`): Short sides of the smaller pictures, coarse to fine.
+        steps (`int`): Gauss-Newton steps at each.
+        window (`int`): Frames further apart than this are not compared.
+
+    Returns:
+        `tuple`: `torch.Tensor` of shape `(B, S, 4, 4)`, float32: poses; `torch.Tensor` of shape `(B,)`, bool: videos whose poses changed. A video
+        keeps its poses where frames do not look more alike afterwards, where they lose half of what they share, or where it has one frame.
+
+    Raises:
+        ValueError: A size, the number of steps or the window is not positive.
+
+    Source:
+        Ours: the network's poses come from patches of 16 pixels and more. Direct alignment after Baker and Matthews, "Lucas-Kanade 20 years
+        on", with Cauchy weights; VGGT's authors offer bundle adjustment on tracked points in this place.
+    """
+    if not sizes or min(sizes) < 1 or steps < 1 or window < 1:
+        raise ValueError(
+            f"pose refinement: wanted positive sizes, steps and window; got {list(sizes)}, {steps}, {window}"
+        )
+    start = cam_from_world.float()
+    never = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+    if start.shape[1] < 2:
+        return start, never
+    with torch.autocast(device_type=start.device.type, enabled=False):
+        depth = depth.float()
+        depth = torch.where(torch.isfinite(depth) & (depth > 0), depth, torch.zeros_like(depth))
+        unit = _median_depth(depth)
+        in_units = _moved(start, 1 / unit)
+        pairs, poses = _pairs(start.shape[1], window, start.device), in_units
+        for size in sizes:
+            view = _View(frames.float(), depth / unit[:, None, None, None], intrinsics_px.float(), size)
+            for _ in range(steps):
+                poses = _step(view, poses, pairs)
+        scale, shared_before, before = _unlikeness(view, in_units, pairs)
+        _, shared_after, after = _unlikeness(view, poses, pairs, scale)
+        better = torch.isfinite(poses).flatten(1).all(1) & (after < before)
+        better &= shared_after > _KEPT_OVERLAP * shared_before
+        return torch.where(better[:, None, None, None], _moved(poses, unit), start), better
+
+
+class _View:
+    """Pictures of a smaller size with what belongs to their pixels, and one way to look from frame to frame.
+
+    Args:
+        frames (`torch.Tensor` of shape `(B, S, 3, H, W)`): Pictures.
+        depth (`torch.Tensor` of shape `(B, S, H, W)`): In median depths; 0 = unknown.
+        intrinsics_px (`torch.Tensor` of shape `(B, S, 3, 3)`): Pinhole.
+        size (`int`): Short side wanted; larger than the pictures' own: theirs.
+    """
+
+    def __init__(self, frames: torch.Tensor, depth: torch.Tensor, intrinsics_px: torch.Tensor, size: int):
+        batch, num_frames, _, height, width = frames.shape
+        shrink = min(1.0, size / min(height, width))
+        self.hw = (max(2, round(height * shrink)), max(2, round(width * shrink)))
+        small = nn.functional.interpolate(frames.flatten(0, 1), self.hw, mode="area")
+        # A mean over an edge would be a depth that nothing has.
+        near = nn.functional.interpolate(depth.flatten(0, 1)[:, None], self.hw, mode="nearest-exact")
+        self.depth = near.unflatten(0, (batch, num_frames))  # (B, S, 1, h, w)
+        slope_x = nn.functional.pad((small[..., 2:] - small[..., :-2]) / 2, (1, 1))
+        slope_y = nn.functional.pad((small[..., 2:, :] - small[..., :-2, :]) / 2, (0, 0, 1, 1))
+        # colours, their slopes along x, their slopes along y: (B, S, 9, h, w)
+        self.maps = torch.cat([small, slope_x, slope_y], dim=1).unflatten(0, (batch, num_frames))
+        ratio = torch.tensor([self.hw[1] / width, self.hw[0] / height], device=frames.device)
+        self.focal = torch.stack([intrinsics_px[..., 0, 0], intrinsics_px[..., 1, 1]], -1) * ratio  # (B, S, 2)
+        self.centre = (intrinsics_px[..., :2, 2] + 0.5) * ratio - 0.5
+        rows, columns = (torch.arange(n, device=frames.device, dtype=torch.float32) for n in self.hw)
+        pixels = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1)  # (N, 2)
+        z = self.depth.flatten(2)[..., None]  # (B, S, N, 1)
+        rays = (pixels - self.centre[:, :, None]) / self.focal[:, :, None]
+        self.points = torch.cat([rays * z, z], -1)  # (B, S, N, 3), each in its own camera
+        self.known = z[..., 0] > 0
+
+    def look(self, target_from_source: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> tuple:
+        """Lay source pixels into target frames.
+
+        Args:
+            target_from_source (`torch.Tensor` of shape `(B, Q, 4, 4)`): Of each pair.
+            source (`torch.Tensor` of shape `(Q,)`, int64): Frames.
+            target (`torch.Tensor` of shape `(Q,)`, int64): Frames.
+
+        Returns:
+            `tuple`: differences of colour `(B, Q, N, 3)`, free of a common offset; whether a pixel is seen `(B, Q, N)`; slopes of the target's colours there
+            `(B, Q, N, 3, 2)`; points in the target's camera `(B, Q, N, 3)`.
+        """
+        points = self.points[:, source] @ target_from_source[..., :3, :3].transpose(-1, -2)
+        points = points + target_from_source[..., None, :3, 3]
+        z = points[..., 2:].clamp_min(1e-3)
+        places = points[..., :2] / z * self.focal[:, target][:, :, None] + self.centre[:, target][:, :, None]
+        height, width = self.hw
+        limits = torch.tensor([width - 1.0, height - 1.0], device=points.device)
+        grid = (places + 0.5) / (limits + 1) * 2 - 1
+        looked = nn.functional.grid_sample(
+            torch.cat([self.maps, self.depth], 2)[:, target].flatten(0, 1),
+            grid.flatten(0, 1)[:, None],
+            padding_mode="border",
+            align_corners=False,
+        )[:, :, 0]
+        # (B * Q, 10, N) -> (B, Q, N, 10)
+        looked = looked.unflatten(0, points.shape[:2]).transpose(-1, -2)
+        own = self.maps[:, source, :3].flatten(3).transpose(-1, -2)
+        inside = ((places >= 0) & (places <= limits)).all(-1) & (points[..., 2] > 1e-3)
+        there = looked[..., 9]
+        seen = inside & self.known[:, source] & (there > 0) & (points[..., 2] < there * (1 + _HIDDEN))
+        apart = looked[..., :3] - own
+        count = seen.sum(-1)[..., None, None].clamp_min(1)
+        # Exposure may differ from frame to frame; what is wrong by much is no matter of exposure.
+        usual = (apart.abs() * seen[..., None]).sum(-2, keepdim=True) / count
+        offset = (apart.clamp(-usual, usual) * seen[..., None]).sum(-2, keepdim=True) / count
+        slopes = torch.stack([looked[..., 3:6], looked[..., 6:9]], -1)
+        return apart - offset, seen, slopes, points
+
+
+def _pairs(num_frames: int, window: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Source and target frames of all ordered pairs not further apart than the window, each `(Q,)`, int64."""
+    frame = torch.arange(num_frames, device=device)
+    gap = (frame[:, None] - frame[None]).abs()
+    source, target = ((gap > 0) & (gap <= window)).nonzero().unbind(1)
+    return source, target
+
+
+def _median_depth(depth: torch.Tensor) -> torch.Tensor:
+    """Of the known pixels of each video, `(B, S, H, W)` -> `(B,)`; 1 where none is known."""
+    medians = torch.where(depth > 0, depth, torch.full_like(depth, float("nan"))).flatten(1).nanmedian(1).values
+    return torch.where(torch.isfinite(medians), medians, torch.ones_like(medians))
+
+
+def _moved(poses: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Poses `(B, S, 4, 4)` in another unit of length, `factor (B,)` times the old numbers."""
+    scaled = poses.clone()
+    scaled[..., :3, 3] *= factor[:, None, None]
+    return scaled
+
+
+def _cross(vectors: torch.Tensor) -> torch.Tensor:
+    """`(..., 3)` -> `(..., 3, 3)`: the matrix that takes the cross product with a vector from the left."""
+    zero = torch.zeros_like(vectors[..., 0])
+    x, y, z = vectors.unbind(-1)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+
+
+def _rigid(change: torch.Tensor) -> torch.Tensor:
+    """A turn (axis times angle) and then a way, `(..., 6)` -> `(..., 4, 4)`."""
+    turned = torch.linalg.matrix_exp(_cross(change[..., :3]))
+    top = torch.cat([turned, change[..., 3:, None]], -1)
+    bottom = torch.zeros_like(top[..., :1, :])
+    bottom[..., 3] = 1
+    return torch.cat([top, bottom], -2)
+
+
+def _carried(target_from_source: torch.Tensor) -> torch.Tensor:
+    """How a small motion of the source's camera moves the target's points: `(..., 4, 4)` -> `(..., 6, 6)`, the adjoint."""
+    rotation, way = target_from_source[..., :3, :3], target_from_source[..., :3, 3]
+    upper = torch.cat([rotation, torch.zeros_like(rotation)], -1)
+    return torch.cat([upper, torch.cat([_cross(way) @ rotation, rotation], -1)], -2)
+
+
+def _step(view: _View, poses: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """One Gauss-Newton step of all poses of each video but the first, `(B, S, 4, 4)` -> the same."""
+    batch, num_frames = poses.shape[:2]
+    inverse = invert_rigid(poses)
+    hessian = poses.new_zeros(batch, num_frames * num_frames, 6, 6)
+    slope = poses.new_zeros(batch, num_frames, 6)
+    for source, target in zip(pairs[0].split(_CHUNK), pairs[1].split(_CHUNK), strict=True):
+        relative = poses[:, target] @ inverse[:, source]
+        apart, seen, slopes, points = view.look(relative, source, target)
+        length = apart.norm(dim=-1)
+        usual = (length * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp_min(1)
+        weight = seen / (1 + (length / usual.clamp_min(1e-6)).square())
+        moves = _moves(view.focal[:, target], points)  # (B, Q, N, 2, 6)
+        rows = (slopes @ moves) * weight[..., None, None].sqrt()  # (B, Q, N, 3, 6)
+        errors = apart * weight[..., None].sqrt()
+        rows, errors = rows.flatten(2, 3), errors.flatten(2)[..., None]
+        of_target = rows.transpose(-1, -2) @ rows  # (B, Q, 6, 6)
+        pull = (rows.transpose(-1, -2) @ errors)[..., 0]
+        back = -_carried(relative)
+        across = of_target @ back
+        hessian.index_add_(1, target * num_frames + target, of_target)
+        hessian.index_add_(1, target * num_frames + source, across)
+        hessian.index_add_(1, source * num_frames + target, across.transpose(-1, -2))
+        hessian.index_add_(1, source * num_frames + source, back.transpose(-1, -2) @ across)
+        slope.index_add_(1, target, pull)
+        slope.index_add_(1, source, (back.transpose(-1, -2) @ pull[..., None])[..., 0])
+    # (B, S * S, 6, 6) -> (B, 6 * (S - 1), 6 * (S - 1)); the first camera is the world
+    square = hessian.unflatten(1, (num_frames, num_frames))[:, 1:, 1:].transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    diagonal = square.diagonal(dim1=1, dim2=2)
+    square = square + torch.diag_embed(diagonal * _DAMPING + _FLOOR)
+    change = -torch.linalg.solve_ex(square, slope[:, 1:].flatten(1)[..., None])[0][..., 0]
+    change = change.nan_to_num().clamp(-_LONGEST, _LONGEST).unflatten(1, (num_frames - 1, 6))
+    return torch.cat([poses[:, :1], _rigid(change) @ poses[:, 1:]], 1)
+
+
+def _moves(focal: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """How a pixel moves with its camera: focal lengths `(B, Q, 2)`, points `(B, Q, N, 3)` -> `(B, Q, N, 2, 6)` (turn, way)."""
+    x, y, z = points.unbind(-1)
+    z = z.clamp_min(1e-3)
+    zero = torch.zeros_like(z)
+    fx, fy = (focal[..., n, None] for n in (0, 1))
+    by_way = torch.stack([fx / z, zero, -fx * x / z**2, zero, fy / z, -fy * y / z**2], -1).unflatten(-1, (2, 3))
+    return torch.cat([-by_way @ _cross(points), by_way], -1)
+
+
+def _unlikeness(
+    view: _View,
+    poses: torch.Tensor,
+    pairs: tuple[torch.Tensor, torch.Tensor],
+    scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How unlike frames look, by the scale of each pair `(B, Q)` (by default their own): scale, pixels shared `(B,)`, mean cost `(B,)`."""
+    inverse, lengths, seens = invert_rigid(poses), [], []
+    for source, target in zip(pairs[0].split(_CHUNK), pairs[1].split(_CHUNK), strict=True):
+        apart, seen, _, _ = view.look(poses[:, target] @ inverse[:, source], source, target)
+        lengths.append(apart.norm(dim=-1))
+        seens.append(seen)
+    length, seen = torch.cat(lengths, 1), torch.cat(seens, 1)
+    if scale is None:
+        scale = (length * seen).sum(-1) / seen.sum(-1).clamp_min(1)
+    cost = (length / scale[..., None].clamp_min(1e-6)).square().log1p() * seen
+    shared = seen.sum((1, 2))
+    return scale, shared, cost.sum((1, 2)) / shared.clamp_min(1)
+
+
+__all__ = ["refine_poses"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -40,6 +41,7 @@ from vidllm.processing.video_reading_vidllm import VidLLMInputError
 
 
 CARD_NAME, TEMPLATE_NAME = "README.md", "card.md.jinja"
+_NUMBER = re.compile(r"(?<![\w.])\d(?:[\d,]*\d)?(?:\.\d+)?")
 _INTERVAL = re.compile(r"^(-?[\d.]+) to (-?[\d.]+)$")
 Place = tuple[str, ...]
 
@@ -211,19 +213,20 @@ def _write(path: Path, text: str) -> Path:
 
 
 def check_card(model: str | Path) -> int:
-    """Compare the numbers of a card with the results beside it: its header, its tables, `.eval_results/`.
+    """Compare the numbers of a card with the files beside it: its header, its tables, `.eval_results/`, and all that its sentences say.
 
     Args:
         model (`str` or `Path`): Checkpoint folder with `README.md` and `results/`.
 
     Returns:
-        `int`: how many numbers were compared.
+        `int`: how many numbers of results were compared; those of sentences are not counted.
 
     Raises:
         VidLLMInputError: The first number that differs: where, wanted, got; or results are absent, or of other weights than those in the folder.
 
     Source:
-        Ours: the tables are read back without the code that writes them, so that a fault of that code shows too. Words may be changed.
+        Ours: the tables are read back without the code that writes them, so that a fault of that code shows too. Words may be changed, and numbers
+        added to them; each that `vidllm card` writes (parameters, hours, rows, seconds, a recipe's fields) must be there as often as it writes it.
     """
     model = Path(model).expanduser()
     path, runs = model / CARD_NAME, read_runs(model)
@@ -245,7 +248,22 @@ def check_card(model: str | Path) -> int:
     recorded = recorded_entries(model)
     wanted, found = _in_entries(hub_entries(runs, datasets_of(recorded))), _in_entries(recorded)
     _compare(str(model / HUB_RESULTS_FOLDER), wanted, found)
+    _check_sentences(path, card_text(model, card.data.license), text)
     return len(header) + len(expected) + len(found)
+
+
+def _check_sentences(path: Path, wanted: str, found: str) -> None:
+    """Every number of the card as it would be written now stands in the card as it is."""
+    bodies = [ModelCard(text, ignore_metadata_errors=False).text for text in (wanted, found)]
+    left = Counter(_NUMBER.findall(bodies[1]))
+    for line in bodies[0].splitlines():
+        for number_text in _NUMBER.findall(line):
+            if not left[number_text]:
+                raise VidLLMInputError(
+                    f"{path}: wanted the number {number_text} once more, as in {' '.join(line.split())!r:.200}, which the files beside it give; "
+                    "`vidllm card` writes it again"
+                )
+            left[number_text] -= 1
 
 
 def _compare(where: str, wanted: Mapping[Place, Any], found: Mapping[Place, Any]) -> None:

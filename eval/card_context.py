@@ -63,6 +63,7 @@ def card_context(facts: CardFacts, licence: str | None) -> dict[str, Any]:
     return {
         "name": facts.name,
         "parameters": facts.parameters,
+        "refines_poses": facts.refines_poses,
         "weights": _weights(facts),
         "stored": " and ".join(facts.stored_as),
         "is_metric": facts.is_metric,

@@ -89,6 +89,7 @@ class CardFacts:
         parameters (`int`): Counted.
         frames (`int`, *optional*): That the checkpoint samples by itself.
         is_metric (`bool`): Whether lengths are metres.
+        refines_poses (`bool`): Whether predicted poses are made exact against the pictures.
         stored_as (`tuple[str, ...]`): Dtypes in the weight files.
         runs (`tuple[MeasuredRun, ...]`): Results.
         training (`tuple[dict, ...]`): `recipe`, `random_start`, `versions`, `git`, `cost` of each run.
@@ -103,6 +104,7 @@ class CardFacts:
     parameters: int
     frames: int | None = None
     is_metric: bool = False
+    refines_poses: bool = False
     stored_as: tuple[str, ...] = ()
     runs: tuple[MeasuredRun, ...] = ()
     training: tuple[Mapping[str, Any], ...] = ()
@@ -356,6 +358,7 @@ def read_facts(
         parameters=sum(parameter.numel() for parameter in empty.parameters()),
         frames=_frames(beside("processor_config.json", "a processor's config") or {}),
         is_metric=bool(config.get("is_metric")),
+        refines_poses=bool(config.get("pose_refinement_sizes")),
         stored_as=stored_dtypes(model),
         runs=read_runs(model) if runs is None else in_order(runs),
         training=tuple(training),

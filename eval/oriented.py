@@ -148,12 +148,7 @@ def oriented_scores(
         Upstream: LaVi-Lab/VG-LLM (ScanRefer by the overlap of turned boxes). Ours: the threshold itself is enough, as in ScanRefer.
     """
     check_lengths("oriented", predictions=predictions, references=references, kinds=kinds)
-    overlaps = np.array(
-        [
-            0.0 if box is None else oriented_iou(np.asarray(box), np.array([*true, 0, 0, 0]))
-            for box, true in zip(predictions, references, strict=True)
-        ]
-    )
+    overlaps = oriented_overlaps(predictions, references)
     scores = {f"acc_{t}": float((overlaps >= t).mean()) for t in THRESHOLDS}
     for kind in KINDS if kinds is not None else ():
         chosen = overlaps[np.array(kinds) == kind]
@@ -161,4 +156,31 @@ def oriented_scores(
     return scores
 
 
-__all__ = ["angles_of", "oriented_corners", "oriented_iou", "oriented_scores", "rotation_of"]
+def oriented_overlaps(
+    predictions: Sequence[Sequence[float] | None], references: Sequence[Sequence[float]]
+) -> np.ndarray:
+    """Overlaps that the scores are shares of.
+
+    Args:
+        predictions (`Sequence`): As of `oriented_scores`.
+        references (`Sequence`): As of `oriented_scores`.
+
+    Returns:
+        `np.ndarray` of shape `(M,)`: of a miss 0.
+
+    Raises:
+        ValueError: Columns of unequal length.
+
+    Source:
+        Upstream: as of `oriented_scores`.
+    """
+    check_lengths("oriented", predictions=predictions, references=references)
+    return np.array(
+        [
+            0.0 if box is None else oriented_iou(np.asarray(box), np.array([*true, 0, 0, 0]))
+            for box, true in zip(predictions, references, strict=True)
+        ]
+    )
+
+
+__all__ = ["angles_of", "oriented_corners", "oriented_iou", "oriented_overlaps", "oriented_scores", "rotation_of"]

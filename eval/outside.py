@@ -21,8 +21,8 @@ What becomes of broken predictions:
 * no row for a question, two rows for one, a row for none, another type, a number that is not finite, a negative edge, half of a surrogate
   pair, JSON that is none: one error that names the file and the row, and nothing is scored;
 * a row for a question of the split that is not asked now (`limit_scenes`; what is right is not known): not read, and counted in the notes;
-* blank texts, line breaks of any kind, emoji, thousands of letters: texts like any other, compared as they are; n-gram scores see a blank
-  where a line breaks;
+* blank texts, line breaks of any kind, emoji, thousands of letters: texts like any other; n-gram scores see a blank where a line breaks, exact
+  matches what the protocol makes of it (`eval/metrics/scanqa/README.md`);
 * a caption without a `box` where other rows have one: an error, because it would count as described at its true place.
 """
 

@@ -4,7 +4,6 @@ Shapes: each box is `(6,)`.
 """
 
 import importlib.util
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,32 +11,21 @@ from typing import Any
 import numpy as np
 
 from vidllm.eval.baselines import answer_baselines, constant_box, constant_caption, constant_proposal
-from vidllm.eval.metrics.scan2cap.captions import (
-    CAPTION_PROTOCOLS,
-    END,
-    MOST_TOKENS,
-    START,
-    CaptionedObject,
-    caption_scores,
-    caption_tokens,
-)
+from vidllm.eval.caption_scoring import score_caption_texts
 from vidllm.eval.metrics.scan2cap.scores import scan2cap_scores
-from vidllm.eval.metrics.scan2cap.toolbox import BOX_ORDER, SceneCaptions, toolbox_scores
 from vidllm.eval.metrics.scanqa import scores as scanqa
 from vidllm.eval.metrics.scanrefer.scores import scanrefer_scores
 from vidllm.eval.metrics.sqa3d import scores as sqa3d
 from vidllm.eval.metrics.text_scorers import java_obstacle
 from vidllm.eval.oriented import oriented_scores
-from vidllm.eval.proposals import CAPTION_IOUS, SceneProposals
+from vidllm.eval.proposals import SceneProposals
 from vidllm.eval.reconstruction import Scores, mean_over_scenes
 from vidllm.eval.train_facts import TrainFacts, blind_items
 from vidllm.eval.truth import named_objects
 from vidllm.eval.work import RECONSTRUCTION, BenchmarkWork, EvaluationWork
-from vidllm.processing.samples import Sample
 
 
 Records = Mapping[str, Mapping[str, Any]]
-TOOLBOX = "benchmark_toolbox"
 
 
 @dataclass
@@ -170,101 +158,6 @@ def score_captions(captions: Sequence[str], objects: Sequence[tuple[str, str | N
         Ours.
     """
     return {"rooms": scan2cap_scores(captions, objects)}
-
-
-def captioned(sample: Sample, record: Mapping[str, Any]) -> CaptionedObject:
-    """An object with what people and the model say of it.
-
-    Args:
-        sample (`Sample`): Scan2Cap's.
-        record (`Mapping`): `caption`; with proposals also `proposal` (None: no caption) and `iou`, else the true place was asked about.
-
-    Returns:
-        `CaptionedObject`
-
-    Source:
-        Upstream: daveredrum/Scan2Cap@b9e9610 (the file's own tokens are compared). Ours: where a file has none, descriptions are cut by our rule.
-    """
-    rows = sample.official.get("rows", [])
-    kept = [row.get("token") if isinstance(row, Mapping) else None for row in rows]
-    tokens = [
-        tuple(words)
-        if isinstance(words, list) and all(isinstance(word, str) for word in words) and words
-        else caption_tokens(said)
-        for words, said in zip(
-            kept if len(kept) == len(sample.references) else [None] * len(sample.references),
-            sample.references,
-            strict=True,
-        )
-    ]
-    given = "iou" not in record or record["proposal"] is not None
-    return CaptionedObject(
-        key=sample.official_id,
-        descriptions=sample.references,
-        tokens=tuple(tokens),
-        caption=record["caption"] if given else None,
-        iou=float(record.get("iou", 1.0)),
-    )
-
-
-def score_caption_texts(work: BenchmarkWork, records: Sequence[Mapping[str, Any]]) -> Scores:
-    """Score captions by n-grams under every protocol.
-
-    Args:
-        work (`BenchmarkWork`): Scan2Cap's objects.
-        records (`Sequence[Mapping]`): One per object, see `captioned`.
-
-    Returns:
-        `dict` by protocol and metric. With proposals: m@0.5IoU, and m@0.25IoU as `iou_0.25/<metric>`. At true places overlaps are 1, and the benchmark
-        toolbox is scored too (`<metric>_f1@0.5`), every object being a proposal.
-
-    Source:
-        Ours.
-    """
-    objects = [captioned(sample, record) for sample, record in zip(work.samples, records, strict=True)]
-    at_true_places = not any("iou" in record for record in records)
-    thresholds = CAPTION_IOUS[:1] if at_true_places else CAPTION_IOUS
-    found: Scores = {}
-    for protocol in CAPTION_PROTOCOLS:
-        if protocol == "ll3da" and all(item.key.endswith("unknown") for item in objects):
-            continue
-        for number, threshold in enumerate(thresholds):
-            scores = caption_scores(objects, protocol, threshold)
-            prefix = f"iou_{threshold}/" if number else ""
-            numbers = {f"{prefix}{name}": value for name, value in scores.items() if not name.startswith("objects")}
-            found.setdefault(protocol, {}).update(numbers)
-    if at_true_places and all(_has_box(sample) for sample in work.samples):
-        # Every proposal lies on its object: precision, recall and F1 are one number, whatever the overlap.
-        numbers = toolbox_scores(_scenes(work, objects))
-        found[TOOLBOX] = {
-            name: value for name, value in numbers.items() if name.endswith("_f1@0.5") and math.isfinite(value)
-        }
-    return {name: scores for name, scores in found.items() if scores}
-
-
-def _has_box(sample: Sample) -> bool:
-    return sample.boxes_annotation is not None and len(sample.boxes_annotation) > 0
-
-
-def _scenes(work: BenchmarkWork, objects: Sequence[CaptionedObject]) -> dict[str, SceneCaptions]:
-    """Objects by scene as the toolbox takes them: at true places, each is its own proposal."""
-    rows: dict[str, list[int]] = {}
-    for number, sample in enumerate(work.samples):
-        rows.setdefault(sample.scene_id, []).append(number)
-    scenes = {}
-    for scene, numbers in rows.items():
-        boxes = np.stack([work.samples[number].boxes_annotation[0] for number in numbers])
-        corners = boxes[:, None, :3] + np.array(BOX_ORDER)[None] * boxes[:, None, 3:] / 2
-        said = tuple(
-            f"{START} {' '.join(caption_tokens(objects[number].caption or ''))} {END}".replace("  ", " ")
-            for number in numbers
-        )
-        known = tuple(
-            tuple(f"{START} {' '.join(words[:MOST_TOKENS])} {END}" for words in objects[number].tokens)
-            for number in numbers
-        )
-        scenes[scene] = SceneCaptions(known, corners, said, corners)
-    return scenes
 
 
 def _score_questions(work: BenchmarkWork, records: Records, settings: ScoringSettings) -> Scored:
@@ -405,10 +298,8 @@ __all__ = [
     "Scored",
     "ScoringSettings",
     "can_score_text",
-    "captioned",
     "score_answers",
     "score_boxes",
-    "score_caption_texts",
     "score_captions",
     "score_run",
     "text_obstacle",

@@ -10,7 +10,9 @@ from vidllm.processing.benchmarks.frames import usable_rows
 from vidllm.processing.benchmarks.load import load_benchmark
 from vidllm.processing.benchmarks.prompts import DEFAULT_STYLE
 from vidllm.processing.samples import Sample
-from vidllm.processing.scenes.open import find_scenes
+from vidllm.processing.scenes.base import PoseUnavailableError, SkipCounter
+from vidllm.processing.scenes.choose import choose_frames
+from vidllm.processing.scenes.open import find_scenes, open_scene
 from vidllm.processing.video_reading_vidllm import VidLLMInputError, VidLLMMissingFileError
 
 
@@ -201,6 +203,9 @@ def plan(
     chosen = set(scene_ids[:limit_scenes])
     if len(chosen) < len(scene_ids):
         notes.append(f"only the first {len(chosen)} of {len(scene_ids)} scenes")
+    if num_frames is not None:
+        rebuilt, left_out = _scorable_scenes([name for name in rebuilt if name in chosen], data_root, num_frames)
+        notes += [f"{RECONSTRUCTION}: {line}" for line in left_out]
     scenes = {scene_id: SceneWork(scene_id, reconstruct=scene_id in rebuilt) for scene_id in sorted(chosen)}
     works = {}
     for name, (samples, kinds, sha256) in loaded.items():
@@ -221,7 +226,7 @@ def plan(
             scenes[sample.scene_id].samples.setdefault(name, []).append(sample)
     todo = [scene for scene in scenes.values() if scene.samples or scene.reconstruct]
     if not todo:
-        reasons = "; ".join(note for work in works.values() for note in work.notes)
+        reasons = "; ".join([*(note for work in works.values() for note in work.notes), *notes])
         raise VidLLMInputError(f"{data_root}: nothing to evaluate of {', '.join(benchmarks)}; {reasons or 'no scene'}")
     return EvaluationWork(
         data_root=data_root,
@@ -271,6 +276,25 @@ def _scenes_to_reconstruct(data_root: str, split: str | None, loaded: dict) -> l
                 continue
             named |= {sample.scene_id for sample in samples}
     return sorted(present & named if named else present)
+
+
+def _scorable_scenes(scene_ids: Sequence[str], data_root: str, num_frames: int) -> tuple[list[str], list[str]]:
+    """Scenes whose cameras are known, so that a reconstruction can be scored, and lines about the others."""
+    scorable, skipped = [], SkipCounter()
+    for scene_id in scene_ids:
+        reader = open_scene(data_root, scene_id)
+        try:
+            first, *_ = choose_frames(reader, num_frames)
+        except PoseUnavailableError:
+            skipped.add("none of its frames has a valid pose", scene_id)
+            continue
+        if not reader.has_poses:
+            skipped.add("it has no poses", scene_id)
+        elif reader.frame(first, depth=False).intrinsics_px is None:
+            skipped.add("it has no intrinsics", scene_id)
+        else:
+            scorable.append(scene_id)
+    return scorable, skipped.summary()
 
 
 __all__ = [

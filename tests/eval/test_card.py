@@ -218,6 +218,16 @@ def test_untrained_weights_are_called_so(measured, model_dir, tmp_path):
     assert "untrained" in ModelCard.load(folder / "README.md").data.tags
 
 
+def test_a_card_says_that_poses_are_refined(measured, trained):
+    """Not to be mistaken for what the network alone can do."""
+    write_card(trained, [measured])
+    assert "made exact against the pictures" not in body(trained)
+    config = json.loads((trained / "config.json").read_text())
+    (trained / "config.json").write_text(json.dumps({**config, "pose_refinement_sizes": [12]}))
+    write_card(trained, [measured])
+    assert "made exact against the pictures" in body(trained)
+
+
 def test_numbers_for_the_hubs_leaderboards(measured, trained):
     place = "easy/scanqa/official/exact_match"
     write_card(trained, [measured], hub_datasets=[f"{place}=someone/rooms:scanqa_easy"])
@@ -237,6 +247,34 @@ def test_numbers_for_the_hubs_leaderboards(measured, trained):
         write_card(trained, [measured], hub_datasets=["scanqa=someone/rooms"])
     with pytest.raises(VidLLMInputError, match="easy/scanqa/leo/spice is none"):
         write_card(trained, [measured], hub_datasets=["easy/scanqa/leo/spice=someone/rooms:x"])
+
+
+def test_every_number_of_the_sentences_is_compared(measured, trained, tmp_path):
+    """Parameters, hours, seconds, rows and recipes; words may be changed, and numbers added."""
+    write_card(trained, [measured], recipes=[write_run(tmp_path / "first", debug(), seconds=(200.0, 300.0))])
+    path = trained / "README.md"
+    text, numbers = path.read_text(), check_card(trained)
+    document = read_results(measured)["provenance"]
+    rows, seconds = document["counts"]["scanqa"]["rows"], document["seconds_per_scene"]
+    parameters = re.search(r"([\d,]+) parameters \(", text)[1]
+    for sentence in (
+        f"{parameters} parameters (",
+        f"{seconds:.2f} s per scene",
+        f"scanqa: {rows} rows",
+        "0.9 hours of training in all",
+        "| steps done | 11 |",
+        "| seconds per step | 290.91 |",
+    ):
+        assert text.count(sentence) == 1, sentence
+        # the last digit becomes another
+        at = text.index(sentence) + max(n for n, sign in enumerate(sentence) if sign.isdigit())
+        path.write_text(text[:at] + str((int(text[at]) + 5) % 10) + text[at + 1 :])
+        with pytest.raises(VidLLMInputError, match=r"wanted the number .* once more"):
+            check_card(trained)
+    path.write_text(text.replace("Research and teaching", "Teaching, since 2026, and research"))
+    assert check_card(trained) == numbers
+    path.write_text(text.replace(" hours of training in all", ""))
+    assert check_card(trained) == numbers
 
 
 def test_what_cannot_be_a_card_is_refused_and_changes_nothing(measured, trained, tmp_path):

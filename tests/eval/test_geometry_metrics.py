@@ -317,6 +317,18 @@ def test_depth_that_says_nothing_is_a_number_and_wrong(protocol):
         assert scores["delta_1"] < 0.5
 
 
+def test_a_negative_median_is_a_factor_and_none_leaves_depth_as_it_is():
+    """As the reference: there a negative median turns depth around, and a negative factor of `scale` becomes 1e-3."""
+    true = np.linspace(1, 5, 25).reshape(1, 5, 5)
+    assert depth_scores(-2 * true, true, "median") == pytest.approx({"abs_rel": 0, "delta_1": 1}, abs=1e-12)
+    shrunk = depth_errors(-2 * true, true, "scale")
+    assert shrunk["abs_rel"] == pytest.approx(1 + 2e-3)
+    # more than half of it 0: no median to divide by
+    mostly = np.where(np.arange(25).reshape(true.shape) < 13, 0.0, true)
+    assert depth_scores(mostly, true, "median") == depth_scores(mostly, true, "metric")
+    assert depth_scores(0 * true, true, "scale") == depth_scores(0 * true, true, "metric")
+
+
 @pytest.mark.parametrize(
     ("protocol", "factor", "offset"), [("metric", 1, 0), ("median", 7, 0), ("scale", 7, 0), ("scale_shift", 7, 2)]
 )

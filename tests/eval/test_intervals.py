@@ -39,6 +39,25 @@ def test_scenes_weigh_by_their_rows():
     assert bootstrap_interval(marks_of([0.3, 0.5], ["a", "a"])) == (pytest.approx(0.4), pytest.approx(0.4))
 
 
+def test_a_mean_over_groups_is_drawn_as_one():
+    """A rare group counts as much as a frequent one; a draw without it is the mean of the others."""
+    values, scenes = [1.0] * 98 + [0.0, 0.0], ["many"] * 98 + ["rare", "rare"]
+    marks = Marks(np.array(values), tuple(scenes), tuple(map(str, range(100))), groups=("a",) * 98 + ("b",) * 2)
+    assert marks.metric == 0.5
+    assert bootstrap_interval(marks) == (0.0, 1.0)
+    mixed = Marks(np.array(values), tuple(map(str, range(100))), marks.ids, groups=marks.groups)
+    low, high = bootstrap_interval(mixed)
+    # one draw in seven has neither of the two rare rows
+    assert (low, high) == (0.5, 1.0)
+
+
+def test_a_number_that_is_near_the_mean_has_the_mean_s_interval_moved():
+    plain = marks_of(np.random.default_rng(0).random(40), np.arange(40) // 4)
+    moved = Marks(plain.values, plain.scenes, plain.ids, whole=plain.metric + 0.1)
+    assert moved.metric == plain.metric + 0.1
+    assert bootstrap_interval(moved) == pytest.approx([limit + 0.1 for limit in bootstrap_interval(plain)])
+
+
 def test_the_seed_decides_and_wrong_numbers_are_refused():
     marks = marks_of(np.random.default_rng(0).random(40), np.arange(40) // 4)
     assert bootstrap_interval(marks) == bootstrap_interval(marks)

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from vidllm.eval import run
+from vidllm.eval.caption_scoring import score_caption_texts
 from vidllm.eval.metrics.text_scorers import text_scores
 from vidllm.eval.oriented import oriented_corners
 from vidllm.eval.outside import read_outside
+from vidllm.eval.report import write_report
 from vidllm.eval.results import check_results
 from vidllm.eval.score_outside import score_predictions
 from vidllm.eval.train_facts import facts_of_rooms
@@ -94,6 +97,49 @@ def test_neither_frames_nor_cameras_are_needed(score, perfect, tmp_path, rooms_r
     shutil.copytree(rooms_root, root, ignore=shutil.ignore_patterns("posed_images", "videos"))
     document = score(BENCHMARKS, folder_of(tmp_path / "said", perfect), root=root)
     assert document["provenance"]["counts"]["scanrefer"]["scored"] == len(perfect["scanrefer"])
+    # Their report does without pictures, and says of whom it is.
+    write_report(tmp_path / "out", most_examples=4)
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "said on easy" in text
+        assert "Predictions of another system, said, geometry not stated, 3 scenes" in text
+        assert "Vid-LLM on" not in text
+        assert "None" not in text.split("Provenance")[0]
+        assert "2 of 2 boxes without pictures" in text
+        assert "IoU" in text
+        assert "<img" not in text
+
+
+def test_captions_of_other_data_than_rooms_have_intervals_and_examples(score, work, tmp_path, rooms_root):
+    """Compared with what people say, where nothing is right or wrong: nearest and farthest are shown."""
+    root = tmp_path / "root"
+    shutil.copytree(rooms_root, root)
+    (root / "rooms.json").unlink()
+    samples = work.benchmarks["scan2cap"].samples
+    rows = [{"id": s.official_id, "caption": s.references[0] if n % 2 else "zebra"} for n, s in enumerate(samples)]
+    document = score(["scan2cap"], written(tmp_path / "said.jsonl", rows), root=root, text=True)
+    (result,) = document["runs"].values()
+    assert "rooms" not in result["results"]["scan2cap"]
+    write_report(tmp_path / "out", most_examples=4)
+    intervals = json.loads((tmp_path / "out" / "intervals.json").read_text())["intervals"]["scan2cap"]
+    low, high = intervals["scan2cap"]["cider"]
+    assert low < result["results"]["scan2cap"]["scan2cap"]["cider"] < high
+    assert {"rouge_l_f1@0.5", "bleu_4_f1@0.5"} <= set(intervals["benchmark_toolbox"])
+    lines = [line for line in (tmp_path / "out" / "report.md").read_text().splitlines() if line.startswith("| cider")]
+    assert len(lines) == 4
+    assert ["zebra" in line for line in lines] == [False, False, True, True]
+
+
+def test_a_long_description_is_not_cut_for_the_toolbox(work):
+    """Scan2Cap's own scorer compares with thirty tokens of it, the toolbox with all."""
+    part = work.benchmarks["scan2cap"]
+    words = " ".join(f"word{number}" for number in range(40))
+    samples = [replace(sample, references=(words,), official={}) for sample in part.samples]
+    long = replace(part, samples=samples)
+    for said, cut, whole in ((words, False, True), (" ".join(words.split()[:30]), True, False)):
+        scores = score_caption_texts(long, [{"caption": said}] * len(samples))
+        assert (scores["scan2cap"]["rouge_l"] > 1 - 1e-9) == cut
+        assert (scores["benchmark_toolbox"]["rouge_l_f1@0.5"] > 1 - 1e-9) == whole
 
 
 @pytest.mark.parametrize("form", ["list", "by id", "lines in another order", "windows", "one file for all"])

@@ -138,12 +138,21 @@ def test_tasks_count_alike_and_directions_as_one():
     }
 
 
+def test_a_level_of_directions_without_questions_counts_nothing():
+    """The benchmark's code divides by three whatever is there, and takes the task into the mean even where nothing is."""
+    levels = ["object_rel_direction_easy", "object_rel_direction_hard"]
+    scores = vsi_bench_scores(["A", "B"], ["A", "B"], levels)
+    assert scores == pytest.approx({"object_rel_direction": 2 / 3, "overall": 2 / 3})
+    scores = vsi_bench_scores(["A"], ["A"], ["route_planning"])
+    assert scores == {"route_planning": 1.0, "object_rel_direction": 0.0, "overall": 0.5}
+
+
 def test_letters_are_compared_as_the_benchmark_compares_them():
     """Only the first word is read; a line break is part of it, and the truth is taken as it is."""
     said = ["a", "B. left", "(A)", "A\n", "A,", "", " A"]
-    scores = [vsi_bench_scores([text], ["A"], ["route_planning"])["overall"] for text in said]
+    scores = [vsi_bench_scores([text], ["A"], ["route_planning"])["route_planning"] for text in said]
     assert scores == [1, 0, 0, 1, 0, 0, 0]
-    assert vsi_bench_scores(["A"], [" A"], ["route_planning"])["overall"] == 0
+    assert vsi_bench_scores(["A"], [" A"], ["route_planning"])["route_planning"] == 0
 
 
 def test_numbers_are_compared_as_the_benchmark_compares_them():

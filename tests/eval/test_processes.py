@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from vidllm import cli_train
 from vidllm.cli import app
 from vidllm.eval import predict, run
-from vidllm.eval.predictions import PredictionFiles
+from vidllm.eval.predictions import PredictionFile, PredictionFiles
 from vidllm.eval.processes import Processes, alone_in, start_processes, steady_threads
 from vidllm.eval.results import read_results
 from vidllm.eval.run import run_evaluation
@@ -177,7 +177,11 @@ class Meeting(Processes):
         return self.told["number"]
 
 
-def test_two_make_what_one_makes(loaded, rooms_root, tmp_path, monkeypatch):
+class KilledError(Exception):
+    """Stands for a signal that ends a process."""
+
+
+def test_two_killed_and_resumed_or_not_make_what_one_makes(loaded, rooms_root, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "MAX_NEW_TOKENS", {"qa": 4, "sqa": 4, "caption": 6, "ground": 8})
     monkeypatch.setattr(run, "MAX_NEW_TOKENS", predict.MAX_NEW_TOKENS)
     facts = facts_of_rooms("easy", 5, 2)
@@ -192,23 +196,49 @@ def test_two_make_what_one_makes(loaded, rooms_root, tmp_path, monkeypatch):
     monkeypatch.setattr(run.Predictor, "run", one_at_a_time)
     options = {"num_frames": 3, "text": False, "command": "test", "model_name": "tiny", "with_given_geometry": True}
     alone = run_evaluation(BENCHMARKS, loaded, rooms_root, tmp_path / "one", **options)
-    found = {}
-
-    def one_of_two(rank):
-        found[rank] = run_evaluation(
-            BENCHMARKS, loaded, rooms_root, tmp_path / "two", processes=Meeting(rank, 2, rank), **options
-        )
-
-    threads = [threading.Thread(target=one_of_two, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    assert found[1] == {}
-    same_but_for_time(found[0], alone)
     assert "given_geometry" in alone["runs"]["easy"]["baselines"]
-    same_files(tmp_path / "one", tmp_path / "two")
-    same_files(tmp_path / "one", tmp_path / "two", "predictions/given_geometry")
+
+    def by_two(folder):
+        found = {}
+
+        def one_of_two(rank):
+            try:
+                found[rank] = run_evaluation(
+                    BENCHMARKS, loaded, rooms_root, tmp_path / folder, processes=Meeting(rank, 2, rank), **options
+                )
+            except KilledError:
+                found[rank] = "killed"
+
+        threads = [threading.Thread(target=one_of_two, args=(rank,)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=120)
+        return found
+
+    # Each of the two dies within its first scene, half of a line written.
+    add, writes = PredictionFile.add, {}
+
+    def dying(self, records):
+        writes[self.path.suffixes[0]] = writes.get(self.path.suffixes[0], 0) + 1
+        if writes[self.path.suffixes[0]] == 3:
+            with open(self.path, "ab") as file:
+                file.write(b'{"id": "half a li')
+            raise KilledError
+        add(self, records)
+
+    monkeypatch.setattr(PredictionFile, "add", dying)
+    assert by_two("killed") == {0: "killed", 1: "killed"}
+    monkeypatch.setattr(PredictionFile, "add", add)
+    assert not (tmp_path / "killed" / "results.json").exists()
+    assert set(writes) == {".rank0", ".rank1"}
+    assert 0 < lines_in(tmp_path / "killed") < lines_in(tmp_path / "one")
+    for folder in ("killed", "two"):
+        found = by_two(folder)
+        assert found[1] == {}
+        same_but_for_time(found[0], alone)
+        same_files(tmp_path / "one", tmp_path / folder)
+        same_files(tmp_path / "one", tmp_path / folder, "predictions/given_geometry")
 
 
 def same_but_for_time(one, other):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -21,6 +22,9 @@ from vidllm.processing.benchmarks.frames import SceneFrames
 from vidllm.processing.video_reading_vidllm import VidLLMInputError
 
 
+DANGEROUS = "<script>alert(1)</script> | \r\n`x` ![p](//e) &lt; a\\|b"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, loaded, rooms_root):
     """A run with one answer that is right and one that is dangerous."""
@@ -34,7 +38,7 @@ def finished(tmp_path_factory, loaded, rooms_root):
     run_evaluation(EVAL_BENCHMARKS, loaded, rooms_root, out, **again)
     path = out / "predictions" / "scanqa.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[0]["answer"], lines[1]["answer"] = "<script>alert(1)</script> | \r\n`x`", "\u2028\U0001f600"
+    lines[0]["answer"], lines[1]["answer"] = DANGEROUS, "\u2028\U0001f600"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     run_evaluation(EVAL_BENCHMARKS, loaded, rooms_root, out, **again)
     patch.undo()
@@ -76,6 +80,28 @@ def test_every_score_stands_in_both_files_with_its_baselines(finished):
     assert re.search(r"\| scanqa \| official \| exact_match \| \d\.\d{3} \[\d\.\d{3} to \d\.\d{3}\] \|", markdown)
 
 
+def test_what_has_an_interval(finished):
+    """Everything that is a mean over rows, of every protocol and kind; BLEU is none, and the report says so."""
+    (result,) = read_results(finished)["runs"].values()
+    markdown = (finished / "report.md").read_text()
+    intervals = json.loads((finished / "intervals.json").read_text())["intervals"]
+    bare = set()
+    for row in table_rows(result):
+        found = intervals[row["benchmark"]].get(row["protocol"], {}).get(row["metric"])
+        if found is None:
+            bare.add(row["metric"].split("/")[-1])
+        else:
+            assert found[0] <= row["model"] + 1e-9, row
+            assert row["model"] <= found[1] + 1e-9, row
+    assert bare <= {"bleu_1", "bleu_2", "bleu_3", "bleu_4"}
+    assert bare
+    assert "BLEU has no interval" in markdown
+    assert "BLEU has no interval" in (finished / "report.html").read_text()
+    assert re.search(
+        r"\| scanqa \| official \| [^|/]+/exact_match \| \d\.\d{3} \[\d\.\d{3} to \d\.\d{3}\] \|", markdown
+    )
+
+
 def test_the_page_is_well_formed_loads_nothing_and_runs_nothing(finished):
     page = (finished / "report.html").read_text()
     parsed = Tags(page)
@@ -96,7 +122,7 @@ def test_the_page_is_well_formed_loads_nothing_and_runs_nothing(finished):
 def test_markdown_cells_stay_within_their_rows(finished):
     lines = (finished / "report.md").read_text().splitlines()
     (line,) = [line for line in lines if "alert(1)" in line]
-    assert "\\| `x`" in line
+    assert r"| \<script>alert(1)\</script> \| \`x\` \!\[p](//e) \&lt; a\\\|b |" in line
     assert len(re.findall(r"(?<!\\)\|", line)) == 6
 
 
@@ -105,6 +131,54 @@ def test_boxes_are_shown_on_frames_and_maps(finished):
         attributes["src"] for tag, attributes in Tags((finished / "report.html").read_text()).tags if tag == "img"
     ]
     assert len(pictures) > 4
+
+
+def test_the_reconstruction_has_curves_and_pictures(finished):
+    page, markdown = ((finished / name).read_text() for name in ("report.html", "report.md"))
+    parsed = Tags(page)
+    lines = [attributes["points"] for tag, attributes in parsed.tags if tag == "polyline"]
+    # poses and depth, the model and the constant reconstruction
+    assert len(lines) == 4
+    heights = [[float(point.split(",")[1]) for point in line.split()] for line in lines]
+    for line in heights:
+        assert len(line) in (20, 30)
+        assert line == sorted(line, reverse=True)
+        assert all(10 <= height <= 170 for height in line)
+    shown = [attributes["alt"] for tag, attributes in parsed.tags if tag == "img" and attributes["alt"]]
+    kinds = ["true depth", "predicted depth, same colours", "way of the camera from above"]
+    assert [name.split(", 0.")[0].split(", 1.")[0].split(", 2.")[0] for name in shown] == kinds * 2
+    assert {"best poses", "worst poses"} <= set(parsed.texts)
+    records = PredictionFile(finished / "predictions" / "reconstruction.jsonl").records
+    # at 30 degrees, the mean of the scenes
+    (line,) = re.findall(r"^\| 30 \| (\S+) \| (\S+) \|$", markdown, re.MULTILINE)
+    for found, name in zip(line, ("model", "constant"), strict=True):
+        assert float(found) == pytest.approx(
+            np.mean([r["curves"][name]["pairs"][-1] for r in records.values()]), abs=5e-4
+        )
+
+
+def test_results_written_before_there_were_curves_can_be_reported(finished, tmp_path):
+    old = shutil.copytree(finished, tmp_path / "old")
+    path = old / "predictions" / "reconstruction.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    document = json.loads((old / "results.json").read_text())
+    (result,) = document["runs"].values()
+    lists = [result["results"], *result["baselines"].values()]
+    metrics = [found["reconstruction"]["metric"] for found in lists if "reconstruction" in found]
+    metrics += [record[part]["metric"] for record in records for part in ("scores", "constant")]
+    assert len(metrics) > 4
+    for found in metrics:
+        for name in ("fscore_5cm", "accuracy_m", "completeness_m"):
+            del found[name]
+    for record in records:
+        del record["curves"], record["view"]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (old / "results.json").write_text(json.dumps(document))
+    write_report(old, most_examples=2)
+    page = (old / "report.html").read_text()
+    assert "<svg" not in page
+    assert "best poses" not in page
+    assert "| reconstruction | metric | abs_rel |" in (old / "report.md").read_text()
 
 
 def test_a_folder_without_a_run_and_other_annotations_are_refused(finished, tmp_path, rooms_root):

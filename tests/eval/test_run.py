@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vidllm.eval import predict, run, train_facts
-from vidllm.eval.intervals import bootstrap_interval, row_marks
+from vidllm.eval.intervals import bootstrap_interval
+from vidllm.eval.marks import row_marks
 from vidllm.eval.predict import Predictor
 from vidllm.eval.predictions import PredictionFile
 from vidllm.eval.results import check_results, read_results
@@ -89,6 +90,7 @@ def test_the_document_says_everything(evaluate, undisturbed, rooms_root):
     assert {"unique/acc_0.25", "multiple/acc_0.5"} < set(results["scanrefer"]["official"])
     assert set(results["reconstruction"]["vggt_i_inv_j"]) == {"auc_30", "rra_30", "rta_30", "ate_m"}
     metric = {"abs_rel", "delta_1", "scale_error", "up_error_deg", "heading_error_deg"}
+    metric |= {"fscore_5cm", "accuracy_m", "completeness_m"}
     assert set(results["reconstruction"]["metric"]) == metric
     assert {kind: set(found) for kind, found in baselines.items()} == {
         "blind": {"scanqa", "sqa3d"},
@@ -330,6 +332,8 @@ def test_perfect_predictions_score_the_maximum(evaluate, oracle, tmp_path, quart
     assert metric["scale_error"] < 1e-6
     assert metric["up_error_deg"] < 1e-3
     assert metric["heading_error_deg"] == pytest.approx(8, abs=1e-3)
+    assert metric["fscore_5cm"] == 1
+    assert max(metric["accuracy_m"], metric["completeness_m"]) < 1e-5
 
 
 def test_nothing_corrects_the_scale(evaluate, oracle, tmp_path):
@@ -337,6 +341,8 @@ def test_nothing_corrects_the_scale(evaluate, oracle, tmp_path):
     results = document["runs"]["easy"]["results"]["reconstruction"]
     assert results["metric"]["abs_rel"] == pytest.approx(0.5, abs=1e-4)
     assert results["metric"]["scale_error"] == pytest.approx(0.5, abs=1e-4)
+    assert results["metric"]["fscore_5cm"] < 0.3
+    assert min(results["metric"]["accuracy_m"], results["metric"]["completeness_m"]) > 0.1
     assert results["median"]["abs_rel"] < 1e-5
     assert results["vggt_i_inv_j"]["auc_30"] == 1
     assert results["vggt_i_inv_j"]["ate_m"] > 0.01
@@ -417,6 +423,34 @@ def test_what_cannot_be_asked_is_counted(loaded, rooms_root, tmp_path, facts, mo
     assert issubclass(PoseUnavailableError, VidLLMInputError)
 
 
+def test_a_scene_without_cameras_is_counted_and_the_others_are_reconstructed(
+    loaded, rooms_root, tmp_path, facts, monkeypatch
+):
+    root = tmp_path / "root"
+    shutil.copytree(rooms_root, root)
+    first, second, third = sorted((root / "posed_images").iterdir())
+    for path in second.glob("0*.txt"):
+        path.unlink()
+    # Intrinsics may stand in the scan's file, too.
+    for path in third.glob("*intrinsic.txt"):
+        path.unlink()
+    (root / "scans" / third.name / f"{third.name}.txt").unlink()
+    monkeypatch.setattr(run, "train_facts", lambda *_: facts)
+    document = run_evaluation(["reconstruction"], loaded, root, tmp_path / "out", num_frames=FRAMES, command="test")
+    assert document["provenance"]["counts"]["reconstruction"] == {"scored": 1}
+    notes = [note for note in document["provenance"]["notes"] if "skipped" in note]
+    assert notes == [
+        f"reconstruction: 1 skipped: it has no poses (first: {second.name})",
+        f"reconstruction: 1 skipped: it has no intrinsics (first: {third.name})",
+    ]
+    lines = (tmp_path / "out" / "predictions" / "reconstruction.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [first.name]
+    for path in first.glob("0*.txt"):
+        path.unlink()
+    with pytest.raises(VidLLMInputError, match=r"nothing to evaluate of reconstruction; .*2 skipped: it has no poses"):
+        run_evaluation(["reconstruction"], loaded, root, tmp_path / "other", num_frames=FRAMES, command="test")
+
+
 def test_a_prompt_that_is_too_long_is_one_error(evaluate, loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(loaded[0].config.text_config, "max_position_embeddings", 40)
     with pytest.raises(VidLLMInputError, match="this model takes at most 40"):
@@ -435,9 +469,14 @@ def test_marks_of_rows_have_the_means_of_the_results(evaluate, undisturbed, room
         assert set(protocols) <= set(results[name])
         for protocol, metrics in protocols.items():
             for metric, found in metrics.items():
-                assert found.values.mean() == pytest.approx(results[name][protocol][metric], abs=1e-12), (name, metric)
+                assert found.metric == pytest.approx(results[name][protocol][metric], abs=1e-12), (name, metric)
                 low, high = bootstrap_interval(found, draws=200)
-                assert low <= found.values.mean() <= high
+                assert low - 1e-12 <= found.metric <= high + 1e-12
                 assert len(found.ids) == len(set(found.ids)) == len(found.values)
-    assert set(marks["scanqa"]["official"]) == {"exact_match"}
-    assert set(marks["scanrefer"]["official"]) == {"acc_0.25", "acc_0.5"}
+        # Of all protocols and kinds: a kind that nothing belongs to has a score (0) and no rows.
+        for protocol, metrics in results[name].items():
+            absent = set(metrics) - set(protocols[protocol])
+            assert all(metrics[metric] == 0 and "/" in metric for metric in absent), (name, protocol, absent)
+    assert set(marks["sqa3d"]) == {"official", "leo", "llava3d", "video3dllm", "chat_scene"}
+    assert set(marks["scanrefer"]) == {"official", "oriented"}
+    assert {"acc_0.25", "unique/acc_0.5"} <= set(marks["scanrefer"]["oriented"])

@@ -30,7 +30,7 @@ def test_goldens_are_those_of_the_manifest(folder):
         assert hashlib.sha256((GOLDENS / folder / name).read_bytes()).hexdigest() == entry["sha256"], name
 
 
-def scanqa_pairs(flatten=False):
+def scanqa_pairs(flatten=False):  # flat: the case of the carriage return, whose truth was made that way
     data = golden("scanqa.json")
     answers = {row["question_id"]: row["answer_top10"][0] for row in data["predictions"]}
     changed = data["carriage_return_case"]["predictions"] if flatten else {}
@@ -44,6 +44,16 @@ def test_scanqa_exact_match_is_the_reference_s():
     data, said, accepted = scanqa_pairs()
     wanted = data["profiles"]["official"]["scores"]["EM"] / 100
     assert scanqa_scores(said, accepted) == pytest.approx({"exact_match": wanted}, abs=1e-11)
+
+
+@pytest.mark.parametrize("protocol", ["leo", "llava3d", "video3dllm", "chat_scene"])
+def test_scanqa_matches_of_the_answers_as_stored_are_the_reference_s(protocol):
+    data, said, accepted = scanqa_pairs()
+    wanted = data["profiles"][protocol]["scores"]
+    scores = scanqa_scores(said, accepted, protocol=protocol)
+    assert scores["exact_match"] == pytest.approx(wanted["EM"] / 100, abs=1e-11)
+    if "EM-R" in wanted:
+        assert scores["exact_match_refined"] == pytest.approx(wanted["EM-R"] / 100, abs=1e-11)
 
 
 def test_scanqa_exact_match_after_line_breaks_are_replaced():

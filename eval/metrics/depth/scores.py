@@ -44,8 +44,9 @@ def align_depth(predicted: np.ndarray, true: np.ndarray, protocol: str) -> np.nd
         ValueError: An unknown protocol.
 
     Source:
-        Upstream: CUT3R/CUT3R@8bc15dc eval/video_depth/tools.py. Ours: depth whose median is not positive (`median`), or whose factor is not
-        finite or all of which is not positive (`scale`), is left as it is; upstream gives infinite or undefined scores there.
+        Upstream: CUT3R/CUT3R@8bc15dc eval/video_depth/tools.py; a negative median turns depth around (`median`), a negative factor becomes the
+        least one (`scale`). Ours: where the factor is not finite (a median, mean or all of it 0), depth is left as it is; upstream gives infinite or
+        undefined scores there.
     """
     check_protocol("depth", protocol, PROTOCOLS)
     predicted, true = _same_kind(predicted, true)
@@ -57,10 +58,8 @@ def align_depth(predicted: np.ndarray, true: np.ndarray, protocol: str) -> np.nd
         return factor * predicted + offset
     values, wanted = torch.from_numpy(predicted), torch.from_numpy(true)
     if protocol == "median":
-        middle = values.median()
-        return (values * (wanted.median() / middle)).numpy() if middle > 0 else predicted
-    if not (values > 0).any():
-        return predicted
+        factor = wanted.median() / values.median()
+        return (factor * values).numpy() if factor.isfinite() else predicted
     factor = wanted.mean() / values.mean()
     for _ in range(_SCALE_STEPS):
         weights = 1 / ((factor * values - wanted).abs() + _SCALE_EPSILON)

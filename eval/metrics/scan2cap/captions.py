@@ -11,7 +11,7 @@ import numpy as np
 
 from vidllm.eval.metrics.answers import check_protocol, check_texts
 from vidllm.eval.metrics.scanrefer.scores import scanrefer_iou
-from vidllm.eval.metrics.text_scorers import text_scores
+from vidllm.eval.metrics.text_scorers import TextScores, text_scores
 
 
 CAPTION_PROTOCOLS = ("scan2cap", "leo", "video3dllm", "ll3da")
@@ -119,19 +119,45 @@ def caption_scores(
         LaVi-Lab/Video-3D-LLM@3ff70e8 llava/eval/eval_scan2cap.py; Open3DA/LL3DA@ebbdd77 eval_utils/evaluate_densecap.py. "sos eos" keeps a
         floor: its ROUGE and METEOR are not 0.
     """
+    kept, texts = caption_texts(objects, protocol, iou_threshold)
+    hits = sum(_counts(item, protocol, iou_threshold) for item in kept)
+    return {**texts.corpus, "objects": float(len(kept)), "objects_with_caption": float(hits)}
+
+
+def _counts(item: CaptionedObject, protocol: str, iou_threshold: float) -> bool:
+    """Whether an object has a caption whose proposal lies near enough."""
+    near = item.iou > iou_threshold if protocol in _STRICT else item.iou >= iou_threshold
+    return item.caption is not None and near
+
+
+def caption_texts(
+    objects: Sequence[CaptionedObject], protocol: str = "scan2cap", iou_threshold: float = 0.5
+) -> tuple[list[CaptionedObject], TextScores]:
+    """N-gram scores of the captions, and of each of them.
+
+    Args:
+        objects (`Sequence[CaptionedObject]`): As of `caption_scores`.
+        protocol (`str`): As of `caption_scores`.
+        iou_threshold (`float`): k.
+
+    Returns:
+        `tuple`: the objects that the protocol scores, in order; those scores of it that can be computed here.
+
+    Raises:
+        ValueError: As of `caption_scores`.
+
+    Source:
+        Upstream: as of `caption_scores`.
+    """
     check_protocol("scan2cap", protocol, CAPTION_PROTOCOLS)
     if protocol == "ll3da":
         objects = [item for item in objects if not item.key.endswith(_LL3DA_UNKNOWN)]
     _check_objects(objects)
-    hits = [
-        item.caption is not None and (item.iou > iou_threshold if protocol in _STRICT else item.iou >= iou_threshold)
-        for item in objects
-    ]
-    prepared = [_prepared(item, protocol, hit) for item, hit in zip(objects, hits, strict=True)]
+    prepared = [_prepared(item, protocol, _counts(item, protocol, iou_threshold)) for item in objects]
     found = text_scores([said for said, _ in prepared], [known for _, known in prepared], tokenize=False)
-    names = _LL3DA_SCORES if protocol == "ll3da" else SCORES
-    scores = {name: found.corpus[name] for name in names if name in found.corpus}
-    return {**scores, "objects": float(len(objects)), "objects_with_caption": float(sum(hits))}
+    names = [name for name in (_LL3DA_SCORES if protocol == "ll3da" else SCORES) if name in found.corpus]
+    corpus, each = ({name: values[name] for name in names} for values in (found.corpus, found.each))
+    return list(objects), TextScores(corpus, each, found.missing)
 
 
 def _check_objects(objects: Sequence[CaptionedObject]) -> None:
@@ -186,4 +212,12 @@ def best_proposals(
     return chosen, best
 
 
-__all__ = ["CAPTION_PROTOCOLS", "SCORES", "CaptionedObject", "best_proposals", "caption_scores", "caption_tokens"]
+__all__ = [
+    "CAPTION_PROTOCOLS",
+    "SCORES",
+    "CaptionedObject",
+    "best_proposals",
+    "caption_scores",
+    "caption_texts",
+    "caption_tokens",
+]

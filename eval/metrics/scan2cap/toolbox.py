@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from vidllm.eval.metrics.scan2cap.captions import SCORES
-from vidllm.eval.metrics.text_scorers import text_scores
+from vidllm.eval.metrics.text_scorers import TextScores, text_scores
 
 
 # Signs of a corner's offset from the centre along x, y, z: the upper face first. The toolbox reads edges and faces off this order.
@@ -129,6 +129,55 @@ def toolbox_scores(
         Upstream: daveredrum/faster-captioning@32df70d benchmark/eval.py. An object that no proposal is left for gets the caption of the first
         proposal, as there; its box decides whether that counts.
     """
+    matched = toolbox_texts(scenes)
+    scores: dict[str, float] = {}
+    for threshold in iou_thresholds:
+        counts = matched.ious >= threshold
+        for name in SCORES:
+            if name not in matched.texts.each:
+                continue
+            total = float((matched.texts.each[name] * counts).sum())
+            precision, recall = total / matched.proposals, total / len(counts)
+            both = precision + recall
+            scores[f"{name}_precision@{threshold:g}"] = precision
+            scores[f"{name}_recall@{threshold:g}"] = recall
+            scores[f"{name}_f1@{threshold:g}"] = 2 * precision * recall / both if both else float("nan")
+    return scores
+
+
+@dataclass(frozen=True, eq=False)
+class ToolboxTexts:
+    """Captions that were matched with the objects of all scenes.
+
+    Args:
+        texts (`TextScores`): Of the objects' captions, in the order of the scenes and of their objects.
+        ious (`np.ndarray` of shape `(O,)`): Overlap of each object with the proposal whose caption it has.
+        proposals (`int`): Of all scenes.
+
+    Source:
+        Ours.
+    """
+
+    texts: TextScores
+    ious: np.ndarray
+    proposals: int
+
+
+def toolbox_texts(scenes: Mapping[str, SceneCaptions]) -> ToolboxTexts:
+    """Match proposals with objects and score each object's caption.
+
+    Args:
+        scenes (`Mapping[str, SceneCaptions]`): As of `toolbox_scores`.
+
+    Returns:
+        `ToolboxTexts`
+
+    Raises:
+        ValueError: As of `toolbox_scores`.
+
+    Source:
+        Upstream: as of `toolbox_scores`.
+    """
     if not scenes:
         raise ValueError("scan2cap toolbox: wanted at least one scene; got none")
     said, known, ious, proposals = [], [], [], 0
@@ -144,20 +193,15 @@ def toolbox_scores(
         said.extend(scene.captions[number] for number in chosen)
         known.extend(list(texts) for texts in scene.references)
         ious.extend(matched_overlap(found[chosen], true))
-    texts = text_scores(said, known, tokenize=False)
-    scores: dict[str, float] = {}
-    for threshold in iou_thresholds:
-        counts = np.asarray(ious) >= threshold
-        for name in SCORES:
-            if name not in texts.each:
-                continue
-            total = float((texts.each[name] * counts).sum())
-            precision, recall = total / proposals, total / len(said)
-            both = precision + recall
-            scores[f"{name}_precision@{threshold:g}"] = precision
-            scores[f"{name}_recall@{threshold:g}"] = recall
-            scores[f"{name}_f1@{threshold:g}"] = 2 * precision * recall / both if both else float("nan")
-    return scores
+    return ToolboxTexts(text_scores(said, known, tokenize=False), np.asarray(ious), proposals)
 
 
-__all__ = ["BOX_ORDER", "SceneCaptions", "assignment_score", "matched_overlap", "toolbox_scores"]
+__all__ = [
+    "BOX_ORDER",
+    "SceneCaptions",
+    "ToolboxTexts",
+    "assignment_score",
+    "matched_overlap",
+    "toolbox_scores",
+    "toolbox_texts",
+]

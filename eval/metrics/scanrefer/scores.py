@@ -86,12 +86,32 @@ def scanrefer_scores(
     """
     check_protocol("scanrefer", protocol, PROTOCOLS)
     check_lengths("scanrefer", predictions=predictions, references=references, kinds=kinds, in_others=in_others)
-    overlaps = np.array([_overlap(*pair, row) for row, pair in enumerate(zip(predictions, references, strict=True))])
+    overlaps = scanrefer_overlaps(predictions, references)
     return {
         f"{name}acc_{t}": float((overlaps[chosen] >= t).mean()) if chosen.any() else 0.0
         for name, chosen in _parts(len(overlaps), kinds, in_others).items()
         for t in THRESHOLDS
     }
+
+
+def scanrefer_overlaps(predictions: Sequence[np.ndarray | None], references: Sequence[np.ndarray]) -> np.ndarray:
+    """Overlaps that the scores are shares of.
+
+    Args:
+        predictions (`Sequence` of `np.ndarray` of shape `(6,)` or `(8, 3)`): As of `scanrefer_scores`.
+        references (`Sequence` of `np.ndarray` of shape `(6,)` or `(8, 3)`): As of `scanrefer_scores`.
+
+    Returns:
+        `np.ndarray` of shape `(M,)`: of a miss 0.
+
+    Raises:
+        ValueError: Columns of unequal length, a box of another shape, a true box that is not finite.
+
+    Source:
+        Upstream: as of `scanrefer_scores`.
+    """
+    check_lengths("scanrefer", predictions=predictions, references=references)
+    return np.array([_overlap(*pair, row) for row, pair in enumerate(zip(predictions, references, strict=True))])
 
 
 def scanrefer_counts(kinds: Sequence[str], in_others: Sequence[bool] | None = None) -> dict[str, int]:
@@ -143,4 +163,12 @@ def _overlap(predicted: np.ndarray | None, true: np.ndarray, row: int) -> float:
     return float(scanrefer_iou(np.asarray(predicted, dtype=np.float64), true))
 
 
-__all__ = ["CLASSES", "PROTOCOLS", "THRESHOLDS", "scanrefer_counts", "scanrefer_iou", "scanrefer_scores"]
+__all__ = [
+    "CLASSES",
+    "PROTOCOLS",
+    "THRESHOLDS",
+    "scanrefer_counts",
+    "scanrefer_iou",
+    "scanrefer_overlaps",
+    "scanrefer_scores",
+]

@@ -62,25 +62,44 @@ def sqa3d_scores(
         ZCMax/LLaVA-3D@91d979d llava/eval/sqa3d_evaluator.py; LaVi-Lab/Video-3D-LLM@3ff70e8 llava/eval/eval_sqa3d.py;
         ZzZZCHS/Chat-Scene@475e106 utils/eval.py.
     """
-    check_protocol("sqa3d", protocol, PROTOCOLS)
     check_lengths("sqa3d", predictions=predictions, references=references, kinds=kinds)
+    return means_by_kind(sqa3d_marks(predictions, references, protocol), kinds)
+
+
+def sqa3d_marks(
+    predictions: Sequence[str], references: Sequence[str], protocol: str = "official"
+) -> dict[str, list[bool]]:
+    """Marks of single answers, whose means are the scores.
+
+    Args:
+        predictions (`Sequence[str]`): As of `sqa3d_scores`.
+        references (`Sequence[str]`): As of `sqa3d_scores`.
+        protocol (`str`): As of `sqa3d_scores`.
+
+    Returns:
+        `dict[str, list[bool]]`: by metric, one per question.
+
+    Raises:
+        ValueError: As of `sqa3d_scores`.
+
+    Source:
+        Upstream: as of `sqa3d_scores`.
+    """
+    check_protocol("sqa3d", protocol, PROTOCOLS)
+    check_lengths("sqa3d", predictions=predictions, references=references)
     check_texts("sqa3d, predictions", predictions)
     check_texts("sqa3d, references", references)
     pairs = list(zip(predictions, references, strict=True))
     if protocol == "official":
-        return means_by_kind({"exact_match": [answer == right for answer, right in pairs]}, kinds)
-    if protocol == "video3dllm":
-        return means_by_kind(
-            {"exact_match": [clean_answer(answer) == clean_answer(right) for answer, right in pairs]}, kinds
-        )
+        return {"exact_match": [answer == right for answer, right in pairs]}
     cleaned = [(clean_answer(answer), clean_answer(right)) for answer, right in pairs]
+    if protocol == "video3dllm":
+        return {"exact_match": [answer == right for answer, right in cleaned]}
     marks = [
         (False, False) if protocol == "chat_scene" and not answer else refined_match(answer, [right])
         for answer, right in cleaned
     ]
-    return means_by_kind(
-        {"exact_match": [exact for exact, _ in marks], "exact_match_refined": [refined for _, refined in marks]}, kinds
-    )
+    return {"exact_match": [exact for exact, _ in marks], "exact_match_refined": [refined for _, refined in marks]}
 
 
-__all__ = ["PROTOCOLS", "question_type", "sqa3d_scores"]
+__all__ = ["PROTOCOLS", "question_type", "sqa3d_marks", "sqa3d_scores"]

@@ -19,6 +19,7 @@ LETTER_TASKS = (
 NUMBER_TASKS = ("object_abs_distance", "object_counting", "object_size_estimation", "room_size_estimation")
 PROTOCOLS = ("official",)
 DIRECTION = "object_rel_direction"
+_LEVELS = ("easy", "medium", "hard")
 # Made as the benchmark's code makes them: the rounding of the steps decides errors of exactly 1 - threshold.
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
@@ -82,7 +83,8 @@ def vsi_bench_scores(
         protocol (`str`): `official`: a letter must be equal but for upper and lower case, a number near.
 
     Returns:
-        `dict[str, float]`: by task (the three directions as one, the mean of their means), and `overall`, the mean over tasks; fractions.
+        `dict[str, float]`: by task (the three directions as one: a third of the sum of their means, 0 for one without questions, and there even
+        without any), and `overall`, the mean over tasks; fractions.
 
     Raises:
         ValueError: Columns of unequal length, an unknown task or protocol, an answer that is no text, or a true number that is none.
@@ -105,9 +107,8 @@ def vsi_bench_scores(
             )
         marks.setdefault(task, []).append(mark)
     means = {task: float(np.mean(values)) for task, values in marks.items()}
-    directions = [means.pop(task) for task in sorted(means) if task.startswith(DIRECTION)]
-    if directions:
-        means[DIRECTION] = float(np.mean(directions))
+    # As the benchmark's code has it: a third each, nothing for a level without questions, and always a task of its own.
+    means[DIRECTION] = sum(means.pop(f"{DIRECTION}_{level}", 0.0) for level in _LEVELS) / len(_LEVELS)
     return {**means, "overall": float(np.mean(list(means.values())))}
 
 

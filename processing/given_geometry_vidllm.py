@@ -103,7 +103,8 @@ def prepare_geometry(
         - depth_m of shape `(videos, frames, height, width)`: metres along the optical axis, 0 = invalid.
 
     Raises:
-        VidLLMInputError: A pose is invalid or missing, a trajectory is not in order; names the frame.
+        VidLLMInputError: A pose is invalid or missing, a trajectory is not in order (names the frame); a file says that it is not in
+            metres, as the exports of a reconstruction without a unit do.
 
     Source:
         Ours: design of `geometry=`. TUM and COLMAP formats as their authors document them.
@@ -280,7 +281,7 @@ def _from_cameras_json(path: str, metadata: dict) -> dict[str, np.ndarray]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VidLLMInputError(f"{path}: not a cameras.json ({type(error).__name__}: {error})") from None
     if cameras.get("unit", "m") != "m":
-        warnings.warn(f"{path}: its unit is {cameras['unit']!r}; the values are taken as metres", stacklevel=4)
+        raise VidLLMInputError(f"{path}: wanted metres; its unit is {cameras['unit']!r}")
     _check_rising(indices, path, "index")
     times_s = [frame.get("timestamp_s") for frame in frames]
     if None not in times_s:
@@ -310,6 +311,12 @@ def _from_cameras_json(path: str, metadata: dict) -> dict[str, np.ndarray]:
             _check_aspect(from_hw, metadata, "intrinsics_px")
             given["intrinsics_px"] = intrinsics_to_model(given["intrinsics_px"], from_hw, metadata)
     return given
+
+
+def _check_comment(line: str, path: str) -> None:
+    """Our own exports say in a comment if they are not in metres."""
+    if line.lstrip().startswith("#") and re.search(r"\bunit:? relative\b", line):
+        raise VidLLMInputError(f"{path}: wanted metres; a comment says that its unit is 'relative'")
 
 
 def _matrix(values: Any, side: int, name: str) -> np.ndarray:
@@ -356,6 +363,7 @@ def _from_tum(path: str, metadata: dict, max_time_difference_s: float) -> dict[s
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.strip() or line.lstrip().startswith("#"):
+                _check_comment(line, path)
                 continue
             try:
                 row = [float(word) for word in line.replace(",", " ").split()]
@@ -430,6 +438,8 @@ def _colmap_lines(folder: str, name: str, keep_empty: bool = False) -> list[tupl
         raise VidLLMMissingFileError(f"{folder}: no {name} in this folder; wanted COLMAP's text model")
     with open(path, encoding="utf-8") as file:
         lines = [(number, line.strip()) for number, line in enumerate(file, 1)]
+    for _, line in lines:
+        _check_comment(line, path)
     return [(number, line) for number, line in lines if not line.startswith("#") and (line or keep_empty)]
 
 

@@ -17,12 +17,14 @@ from vidllm.processing.scenes.open import SCENE_FOLDERS, find_scenes, open_path,
 from vidllm.processing.video_processing_vidllm import VidLLMVideoList
 from vidllm.processing.video_reading_vidllm import VidLLMInputError, spread_indices
 from vidllm.train.collator import keyed_generator
+from vidllm.train.feature_folder import FrameKey, content_identity
 from vidllm.train.room_source import RoomScenes, RoomSource
-from vidllm.train.teachers import FrameKey
 
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Frames of a clip that are ever seen, unless a recipe says otherwise: twice what a visit of the paper takes.
+FRAMES_KEPT = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class ClipFrames:
         clip (`str`): Its name.
         indices (`list[int]`): Numbers of the frames, rising.
         rgb (`list[np.ndarray]`): Pictures `(H, W, 3)`, uint8.
+        identity (`str`): `content_identity` of the clip; empty where it is not read from files.
 
     Source:
         Ours.
@@ -41,6 +44,7 @@ class ClipFrames:
     clip: str
     indices: list[int]
     rgb: list[np.ndarray]
+    identity: str = ""
 
 
 class ClipFolder:
@@ -57,8 +61,9 @@ class ClipFolder:
         Ours: whatever was filmed serves stage 1, which needs no labels.
     """
 
-    def __init__(self, root: str | Path, frames_kept: int = 32):
+    def __init__(self, root: str | Path, frames_kept: int = FRAMES_KEPT):
         self.root, self.frames_kept = Path(root).expanduser(), frames_kept
+        self._identities: dict[str, str] = {}
         if not self.root.is_dir():
             raise ValueError(f"clips: wanted a folder of videos; got {self.root}")
         if any((self.root / name).is_dir() for name in ("annotations", *SCENE_FOLDERS)):
@@ -76,6 +81,13 @@ class ClipFolder:
     def reader(self, name: str) -> SceneReader:
         """Reader of a clip by its name."""
         return open_scene(self.root, name) if self._is_data_root else open_path(self.root / name)
+
+    def identity(self, name: str, reader: SceneReader | None = None) -> str:
+        """`content_identity` of a clip by its name; looked at once. A reader saves opening another one."""
+        if name not in self._identities:
+            path = self.root / name if not self._is_data_root else Path((reader or self.reader(name)).source)
+            self._identities[name] = content_identity(path)
+        return self._identities[name]
 
     def kept(self, reader: SceneReader) -> list[int]:
         """Numbers of the frames of a clip that are ever seen."""
@@ -127,7 +139,8 @@ class ClipVisits(torch.utils.data.Dataset):
         edges = np.arange(count + 1) * len(kept) // count
         rng = keyed_generator(self.seed, epoch, "frames", name)
         indices = [kept[int(n)] for n in edges[:-1] + np.floor(rng.random(count) * np.diff(edges)).astype(int)]
-        return ClipFrames(name, indices, [frame.rgb for frame in reader.frames(indices, depth=False)])
+        rgb = [frame.rgb for frame in reader.frames(indices, depth=False)]
+        return ClipFrames(name, indices, rgb, self.clips.identity(name, reader))
 
 
 class RoomClips(torch.utils.data.Dataset):
@@ -192,9 +205,9 @@ class ClipCollator:
         return {
             "pixel_values_videos": videos["pixel_values_videos"],
             "video_size_shw": videos["video_size_shw"],
-            "frame_keys": [[FrameKey(clip.clip, index) for index in clip.indices] for clip in clips],
+            "frame_keys": [[FrameKey(clip.clip, index, clip.identity) for index in clip.indices] for clip in clips],
             "sample_ids": [f"{clip.clip}:{','.join(map(str, clip.indices))}" for clip in clips],
         }
 
 
-__all__ = ["ClipCollator", "ClipFolder", "ClipFrames", "ClipVisits", "RoomClips"]
+__all__ = ["FRAMES_KEPT", "ClipCollator", "ClipFolder", "ClipFrames", "ClipVisits", "RoomClips"]

@@ -4,172 +4,37 @@ Tensors go from the sources into the checkpoint's files one at a time. Everythin
 and the folder takes its name when all of it is there.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from huggingface_hub.errors import StrictDataclassError
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 
 from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
 from vidllm.modeling_vidllm.modeling_vidllm import AUTO_MAP, VidLLMForConditionalGeneration
+from vidllm.train.part_plans import HEAD, LANGUAGE, PartPlan, plan_geometry, plan_language_model, plan_vision
 from vidllm.train.presets import VidLLMPreset
 from vidllm.train.shard_writer import MAX_SHARD_BYTES, ShardWriter
-from vidllm.train.tokenizer import add_vidllm_tokens, byte_level_tokenizer, prepare_tokenizer
-from vidllm.train.vggt_weights import check_vggt_keys, vggt_key_map
+from vidllm.train.source_configs import (
+    language_config,
+    language_tokenizer,
+    one_line,
+    preset_with_encoder,
+    vision_config,
+)
+from vidllm.train.tokenizer import add_vidllm_tokens
 from vidllm.train.weight_sources import WeightSource
 
 
-ENCODER, LANGUAGE, HEAD = "model.encoder.", "model.language_model.", "lm_head.weight"
-# Buffers that old files hold and that are computed today.
-_COMPUTED_BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)")
-# What stands before the names inside a decoder, by the class that was saved.
-_DECODER_PREFIXES = ("model.", "")
-
-
-@dataclass
-class PartPlan:
-    """What one source gives.
-
-    Args:
-        name (`str`): `geometry`, `vision` or `language_model`.
-        source (`WeightSource`, *optional*): Where the tensors come from; None for a vision model that transformers loaded.
-        targets (`dict`): Source key to pairs of our name and rows (None = all).
-        left_out (`list[str]`): Source keys that have no place in the model, on purpose.
-
-    Source:
-        Ours.
-    """
-
-    name: str
-    source: WeightSource | Mapping[str, torch.Tensor]
-    targets: dict[str, list[tuple[str, slice | None]]]
-    left_out: list[str] = field(default_factory=list)
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes by source key."""
-        if isinstance(self.source, WeightSource):
-            return self.source.shapes
-        return {key: tuple(tensor.shape) for key, tensor in self.source.items()}
-
-    def dtype(self, key: str) -> torch.dtype:
-        """Dtype of a source key."""
-        return self.source.dtypes[key] if isinstance(self.source, WeightSource) else self.source[key].dtype
-
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor `(...)` once, by its name in the source."""
-        yield from self.source.tensors() if isinstance(self.source, WeightSource) else self.source.items()
-
-
-def plan_geometry(source: WeightSource, config: VidLLMConfig, without_encoder: bool) -> PartPlan:
-    """VGGT's tensors.
-
-    Args:
-        source (`WeightSource`): Of VGGT.
-        config (`VidLLMConfig`): Of a model with VGGT's own encoder.
-        without_encoder (`bool`): True: the encoder comes from elsewhere, VGGT's is left out.
-
-    Returns:
-        `PartPlan`
-
-    Raises:
-        ValueError: A key is unknown or missing.
-
-    Source:
-        Ours: `vidllm.train.vggt_weights`.
-    """
-    key_map = vggt_key_map(config)
-    left_out = check_vggt_keys(source.shapes, key_map)
-    targets: dict[str, list[tuple[str, slice | None]]] = {}
-    for key, rule in key_map.items():
-        places = [(f"model.{name}", rows) for name, rows in rule.targets]
-        if source.shapes[key] != rule.shape:
-            raise ValueError(f"geometry: {key}: wanted shape {rule.shape}; got {source.shapes[key]}")
-        if without_encoder and all(name.startswith(ENCODER) for name, _ in places):
-            left_out.append(key)
-        else:
-            targets[key] = places
-    return PartPlan("geometry", source, targets, sorted(left_out))
-
-
-def plan_language_model(source: WeightSource, names: Mapping[str, tuple[int, ...]], tied: bool) -> PartPlan:
-    """A causal language model's tensors.
-
-    Args:
-        source (`WeightSource`): Of a decoder with or without its head.
-        names (`Mapping[str, tuple[int, ...]]`): Shapes by our names, of the whole model.
-        tied (`bool`): Whether the head is the embedding.
-
-    Returns:
-        `PartPlan`
-
-    Raises:
-        ValueError: A key has no place, one is missing, or the head is not where the config says.
-
-    Source:
-        Upstream: huggingface/transformers names (`model.layers...`, `lm_head.weight`).
-    """
-    wanted = {name for name in names if name.startswith(LANGUAGE)}
-    prefix = next(p for p in _DECODER_PREFIXES if not p or any(key.startswith(p) for key in source.shapes))
-    plan = PartPlan("language_model", source, {})
-    for key in source.shapes:
-        inside = key.removeprefix(prefix)
-        target = HEAD if key == HEAD else LANGUAGE + inside
-        if _COMPUTED_BUFFERS.fullmatch(key) or (key == HEAD and tied):
-            plan.left_out.append(key)
-        elif target in wanted or target == HEAD:
-            plan.targets[key] = [(target, None)]
-        else:
-            raise ValueError(
-                f"language model: {key}: wanted a tensor of the decoder; got one that it has no place for"
-            )
-    found = {name for places in plan.targets.values() for name, _ in places}
-    missing = sorted((wanted | (set() if tied else {HEAD})) - found)
-    if missing:
-        key = missing[0] if missing[0] == HEAD else prefix + missing[0].removeprefix(LANGUAGE)
-        raise ValueError(
-            f"language model: {key}: wanted a tensor of shape {names[missing[0]]}; got no such key ({len(missing)} missing in all)"
-        )
-    plan.left_out.sort()
-    return plan
-
-
-def plan_vision(place: str, names: Mapping[str, tuple[int, ...]]) -> PartPlan:
-    """An image encoder's tensors, through transformers, which knows the names of older files.
-
-    Args:
-        place (`str`): Folder or Hub id with a config.
-        names (`Mapping[str, tuple[int, ...]]`): Shapes by our names.
-
-    Returns:
-        `PartPlan`
-
-    Raises:
-        ValueError: Tensors are missing, or have no place.
-
-    Source:
-        Ours.
-    """
-    model, info = AutoModel.from_pretrained(place, dtype="auto", output_loading_info=True)
-    if missing := sorted(info["missing_keys"]):
-        shape = tuple(model.state_dict()[missing[0]].shape)
-        raise ValueError(
-            f"vision: {missing[0]}: wanted a tensor of shape {shape}; got no such key ({len(missing)} in all)"
-        )
-    if unexpected := sorted(info["unexpected_keys"]):
-        raise ValueError(
-            f"vision: {unexpected[0]}: wanted a tensor of {type(model).__name__}; got one that it has no place for ({len(unexpected)} in all)"
-        )
-    state = model.state_dict()
-    return PartPlan("vision", state, {key: [(f"{ENCODER}model.{key}", None)] for key in state})
-
-
-def _growing(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether a matrix of word vectors has fewer rows than wanted."""
-    return len(shape) == len(wanted) == 2 and shape[1] == wanted[1] and shape[0] < wanted[0]
+EMBEDDING = f"{LANGUAGE}embed_tokens.weight"
+# Values that are in memory at once, in float64, where a matrix of word vectors is measured.
+CHUNK_VALUES = 2**22
+# What a weight may be stored as.
+_WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @torch.no_grad()
@@ -187,83 +52,21 @@ def grown(rows: torch.Tensor, count: int, generator: torch.Generator) -> torch.T
     Source:
         Ours: a row of the usual size would be the most likely word or the least, from a head that has never seen it.
     """
-    full = rows.float()
-    mean, spread = full.mean(0), full.std(0)
+    mean = _chunked_mean(rows, lambda part: part)
+    spread = (_chunked_mean(rows, lambda part: (part - mean).square()) * (len(rows) / (len(rows) - 1))).sqrt()
     drawn = torch.randn(count - len(rows), rows.shape[1], generator=generator)
-    return torch.cat([rows, (mean + 0.1 * spread * drawn).to(rows.dtype)])
+    more = torch.empty(count, rows.shape[1], dtype=rows.dtype)
+    more[: len(rows)] = rows
+    more[len(rows) :] = mean.float() + 0.1 * spread.float() * drawn
+    return more
 
 
-def language_config(place: str, preset: VidLLMPreset) -> dict[str, Any]:
-    """Config of a language model's folder, the preset's for a bare file.
-
-    Args:
-        place (`str`): Folder, Hub id or file.
-        preset (`VidLLMPreset`): What is used without a config.
-
-    Returns:
-        `dict`: as `VidLLMConfig(text_config=...)` takes it.
-
-    Raises:
-        ValueError: There is no config that transformers knows.
-
-    Source:
-        Ours.
-    """
-    if Path(place).expanduser().is_file():
-        return dict(preset.text_config)
-    return _config_of(place, "language model").to_dict()
-
-
-def _config_of(place: str, what: str) -> Any:
-    """Config of a folder or Hub id, or one clear error."""
-    if not Path(place).expanduser().is_dir() and place.count("/") != 1:
-        raise ValueError(
-            f"{what}: wanted a Hub id (owner/name) or a folder with a config; got {place}, which is neither"
-        )
-    try:
-        return AutoConfig.from_pretrained(
-            str(Path(place).expanduser()) if Path(place).expanduser().is_dir() else place
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{what}: wanted a config of transformers in {place}; got none ({_first_line(error)})"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    """Of a message."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def language_tokenizer(
-    place: str | None, preset: VidLLMPreset, model_type: str
-) -> tuple[PreTrainedTokenizerBase, str]:
-    """The language model's own tokenizer, ready for Vid-LLM; the byte-level one without a language model.
-
-    Args:
-        place (`str`, *optional*): Folder or Hub id; a bare file has no tokenizer.
-        preset (`VidLLMPreset`): Whose byte-level tokenizer it is otherwise.
-        model_type (`str`): Of the language model's config.
-
-    Returns:
-        `tuple`: tokenizer, chat template family.
-
-    Raises:
-        ValueError: There is no tokenizer, or its turn marks are of no known family.
-
-    Source:
-        Ours.
-    """
-    if place is None:
-        return byte_level_tokenizer(preset.chat_template_family, preset.merges), preset.chat_template_family
-    folder = Path(place).expanduser()
-    if folder.is_file():
-        raise ValueError(f"language model: wanted a folder or Hub id with a tokenizer; got the file {place}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else place)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"language model: wanted a tokenizer in {place}; got none ({_first_line(error)})") from error
-    return tokenizer, prepare_tokenizer(tokenizer, model_type)
+def _chunked_mean(rows: torch.Tensor, of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Mean over rows `(words, width)` -> `(width,)`, float64: a copy of the largest matrix of all would double the memory."""
+    total = torch.zeros(rows.shape[1], dtype=torch.float64)
+    for part in rows.split(max(1, CHUNK_VALUES // rows.shape[1])):
+        total += of(part.double()).sum(0)
+    return total / len(rows)
 
 
 def fresh_tensors(model: VidLLMForConditionalGeneration, wanted: set[str], seed: int) -> dict[str, torch.Tensor]:
@@ -304,6 +107,9 @@ class Composition:
         fresh (`set[str]`): Names that none of them gives.
         shapes (`dict`): By our names, without a tied head.
         dtypes (`dict`): Of what is written.
+        model (`VidLLMForConditionalGeneration`): On the meta device.
+        preset (`VidLLMPreset`): Shapes, and how pictures are made for the encoder.
+        grown (`dict`): By our names of word vectors, rows that the language model has; the others are drawn.
 
     Source:
         Ours.
@@ -317,6 +123,8 @@ class Composition:
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
     model: VidLLMForConditionalGeneration
+    preset: VidLLMPreset
+    grown: dict[str, int]
 
 
 def compose(
@@ -334,7 +142,8 @@ def compose(
         vision (`str`, *optional*): An image encoder, instead of VGGT's.
         language_model (`str`, *optional*): A decoder with its tokenizer.
         dtype (`torch.dtype`, *optional*): Of everything but the modules that stay in float32; by default that of the sources, and of the
-            language model for what is fresh.
+            language model for what is fresh. It, or else the language model's, is also `config.dtype`, in which transformers loads all of
+            the checkpoint where it is not told another.
 
     Returns:
         `Composition`
@@ -345,38 +154,45 @@ def compose(
     Source:
         Ours.
     """
-    changes: dict[str, Any] = {}
-    text = language_config(language_model, preset) if language_model is not None else dict(preset.text_config)
+    text = language_config(language_model) if language_model is not None else dict(preset.text_config)
+    own_rows = text["vocab_size"]
     tokenizer, family = language_tokenizer(language_model, preset, text["model_type"])
     ids = add_vidllm_tokens(tokenizer)
     wanted_rows = max(ids.values()) + 1
     if language_model is not None or preset.keeps_vocabulary:
-        text["vocab_size"] = max(
-            text["vocab_size"], -(-wanted_rows // 8) * 8 if wanted_rows > text["vocab_size"] else 0
-        )
+        text["vocab_size"] = max(own_rows, -(-wanted_rows // 8) * 8 if wanted_rows > own_rows else 0)
     else:
         text["vocab_size"] = -(-len(tokenizer) // 8) * 8
     text.update(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id
     )
-    if vision is not None:
-        changes["vision_config"] = _config_of(vision, "vision").to_dict()
     fields = {**preset.model_fields, **ids}
-    config = VidLLMConfig(
-        text_config=text, vision_config=changes.get("vision_config", dict(preset.vision_config)), **fields
-    )
-    with torch.device("meta"):
-        model = VidLLMForConditionalGeneration(config)
+    usual, encoder_is_part = preset, False
+    if vision is not None:
+        encoder, encoder_is_part = vision_config(vision)
+        preset = preset_with_encoder(preset, vision, encoder)
+    try:
+        config = VidLLMConfig(text_config=text, vision_config=dict(preset.vision_config), **fields)
+        with torch.device("meta"):
+            model = VidLLMForConditionalGeneration(config)
+    except (StrictDataclassError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(
+            f"config: wanted one of which a model can be made; got {type(error).__name__}: {one_line(error)}"
+        ) from error
     tied = bool(config.text_config.tie_word_embeddings)
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if not (tied and name == HEAD)}
+    state = {name: value for name, value in model.state_dict().items() if not (tied and name == HEAD)}
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
     parts: list[PartPlan] = []
     if geometry is not None:
-        own = config
-        if vision is not None:
-            own = VidLLMConfig(text_config=text, vision_config=dict(preset.vision_config), **fields)
+        own = VidLLMConfig(text_config=text, vision_config=dict(usual.vision_config), **fields)
+        widths = own.vision_config.hidden_size, config.vision_config.hidden_size
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f"vision: {vision}: wanted an encoder of width {widths[0]}, which the geometry's blocks read; got one of width {widths[1]}"
+            )
         parts.append(plan_geometry(WeightSource(geometry, "geometry"), own, without_encoder=vision is not None))
     if vision is not None:
-        parts.append(plan_vision(vision, shapes))
+        parts.append(plan_vision(WeightSource(vision, "vision"), config.vision_config, encoder_is_part))
     if language_model is not None:
         parts.append(plan_language_model(WeightSource(language_model, "language model"), shapes, tied))
     given: dict[str, tuple[PartPlan, str]] = {}
@@ -384,20 +200,32 @@ def compose(
         found = part.shapes()
         for key, places in part.targets.items():
             for target, rows in places:
-                _check_shape(part, key, target, rows, found[key], shapes)
+                _check_shape(part, key, target, rows, found[key], shapes, own_rows)
+                if state[target].is_floating_point() and part.dtype(key) not in _WEIGHT_DTYPES:
+                    raise ValueError(
+                        f"{part.name}: {key}: wanted a tensor of {', '.join(map(_name_of, _WEIGHT_DTYPES))}; got {_name_of(part.dtype(key))}"
+                    )
                 given[target] = (part, key)
     language_dtype = next(
         (part.dtype(k) for part in parts if part.name == "language_model" for k in part.targets), None
     )
-    kept = model._keep_in_fp32_modules_strict
     dtypes = {}
     for name in shapes:
-        stays = any(f"{module}." in f"{name}." for module in kept)
-        usual = given[name][0].dtype(given[name][1]) if name in given else dtype or language_dtype or torch.float32
-        dtypes[name] = torch.float32 if stays else dtype or usual
+        usual_dtype = (
+            given[name][0].dtype(given[name][1]) if name in given else dtype or language_dtype or torch.float32
+        )
+        dtypes[name] = torch.float32 if _stays_in_float32(name) else dtype or usual_dtype
     config.dtype = config.text_config.dtype = config.vision_config.dtype = dtype or language_dtype or torch.float32
     fresh = set(shapes) - set(given)
-    return Composition(config, tokenizer, family, parts, fresh, shapes, dtypes, model)
+    grown_rows = {name: own_rows for name in (EMBEDDING, HEAD) if name in given and own_rows < shapes[name][0]}
+    return Composition(config, tokenizer, family, parts, fresh, shapes, dtypes, model, preset, grown_rows)
+
+
+def _stays_in_float32(name: str) -> bool:
+    """Whether transformers loads a parameter in float32 whatever the dtype of the others."""
+    return any(
+        f"{module}." in f"{name}." for module in VidLLMForConditionalGeneration._keep_in_fp32_modules_strict or ()
+    )
 
 
 def _check_shape(
@@ -407,8 +235,9 @@ def _check_shape(
     rows: slice | None,
     got: tuple[int, ...],
     shapes: Mapping[str, tuple[int, ...]],
+    own_rows: int,
 ) -> None:
-    """A source tensor must fit; a matrix of word vectors may have fewer rows."""
+    """A source tensor must fit; a matrix of word vectors has the `own_rows` of its own config, which may be fewer than the model's."""
     if target not in shapes:
         raise ValueError(
             f"{part.name}: {key}: wanted a tensor of the model; got one for {target}, which it does not have"
@@ -416,8 +245,9 @@ def _check_shape(
     wanted = shapes[target]
     if rows is not None:
         got = (rows.stop - rows.start, *got[1:])
-    is_words = target in (HEAD, f"{LANGUAGE}embed_tokens.weight")
-    if got != wanted and not (is_words and _growing(got, wanted)):
+    if target in (HEAD, EMBEDDING):
+        wanted = (own_rows, *wanted[1:])
+    if got != wanted:
         raise ValueError(f"{part.name}: {key}: wanted shape {wanted}; got {got}")
 
 
@@ -428,7 +258,7 @@ def write_weights(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Callable[[str], None] | None = None,
 ) -> None:
-    """Write all tensors; sets `config.scene_token_scale` to the size of the language model's word vectors.
+    """Write all tensors, into files with hidden names; sets `config.scene_token_scale` to the size of the language model's word vectors.
 
     Args:
         made (`Composition`): What goes where.
@@ -444,17 +274,17 @@ def write_weights(
         Ours.
     """
     generator = torch.Generator().manual_seed(seed)
-    words = f"{LANGUAGE}embed_tokens.weight"
-    with ShardWriter(folder, made.shapes, made.dtypes, max_shard_bytes) as writer:
+    with ShardWriter(folder, made.shapes, made.dtypes, max_shard_bytes, hidden=True) as writer:
         for part in made.parts:
             if progress is not None:
                 progress(part.name)
             for key, tensor in part.tensors():
                 for target, rows in part.targets.get(key, ()):
                     value = tensor if rows is None else tensor[rows]
-                    if target == words:
-                        made.config.scene_token_scale = float(f"{value.float().square().mean().sqrt():.4g}")
-                    if _growing(tuple(value.shape), made.shapes[target]):
+                    if target == EMBEDDING:
+                        size = _chunked_mean(value, torch.square).mean().sqrt()
+                        made.config.scene_token_scale = float(f"{size:.4g}")
+                    if target in made.grown:
                         value = grown(value, made.shapes[target][0], generator)
                     writer.write(target, value)
                     del value
@@ -465,8 +295,8 @@ def write_weights(
             writer.write(name, value)
 
 
-def write_configs(made: Composition, folder: Path, max_new_tokens: int) -> None:
-    """Code files, config and generation config, as `save_pretrained` writes them.
+def write_code(made: Composition, folder: Path, max_new_tokens: int) -> None:
+    """Code files and generation config, as `save_pretrained` writes them; fills in what `config.json` says of them, but does not write it.
 
     Args:
         made (`Composition`): After `write_weights`.
@@ -479,7 +309,6 @@ def write_configs(made: Composition, folder: Path, max_new_tokens: int) -> None:
     made.config.auto_map = dict(AUTO_MAP)
     made.config.architectures = [VidLLMForConditionalGeneration.__name__]
     custom_object_save(made.model, folder, config=made.config)
-    made.config.save_pretrained(folder)
     tokenizer = made.tokenizer
     GenerationConfig(
         eos_token_id=tokenizer.eos_token_id,
@@ -490,7 +319,7 @@ def write_configs(made: Composition, folder: Path, max_new_tokens: int) -> None:
 
 
 def part_report(made: Composition) -> dict[str, Any]:
-    """For `initialisation.json`: per source where it is, checksums, keys used and left out, dtypes; and what is fresh.
+    """For `initialisation.json`: per source where it is, checksums, keys used and left out, dtypes as written; and what is fresh.
 
     Args:
         made (`Composition`): What went where.
@@ -503,20 +332,28 @@ def part_report(made: Composition) -> dict[str, Any]:
     """
     report: dict[str, Any] = {}
     for part in made.parts:
-        is_files = isinstance(part.source, WeightSource)
+        targets = [target for places in part.targets.values() for target, _ in places]
         report[part.name] = {
-            "source": part.source.place if is_files else None,
-            "sha256": part.source.sha256() if is_files else None,
-            "keys_used": sorted(part.targets),
+            "source": part.source.place,
+            "sha256": part.source.sha256(),
+            "keys_used": sorted(set(part.source.shapes) - set(part.left_out)),
             "keys_left_out": part.left_out,
-            "dtypes": sorted({str(part.dtype(key)).removeprefix("torch.") for key in part.targets}),
+            "dtypes": sorted({_name_of(made.dtypes[name]) for name in targets}),
         }
+    drawn = {name: (made.shapes[name][0] - rows) * made.shapes[name][1] for name, rows in made.grown.items()}
     report["fresh"] = {
-        "parameters": sum(_numel(made.shapes[name]) for name in made.fresh),
+        "parameters": sum(_numel(made.shapes[name]) for name in made.fresh) + sum(drawn.values()),
         "names": sorted(made.fresh),
-        "dtypes": sorted({str(made.dtypes[name]).removeprefix("torch.") for name in made.fresh}),
+        # first and last but one of the rows behind those of the language model
+        "rows": {name: [rows, made.shapes[name][0]] for name, rows in made.grown.items()},
+        "dtypes": sorted({_name_of(made.dtypes[name]) for name in made.fresh}),
     }
     return report
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    """As configs write it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _numel(shape: tuple[int, ...]) -> int:
@@ -524,13 +361,49 @@ def _numel(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
 
 
+def reconstruction_of(made: Composition) -> str:
+    """What the reconstruction of a fresh checkpoint is, in words.
+
+    Args:
+        made (`Composition`): What goes where.
+
+    Returns:
+        `str`: whether it is VGGT's, and in which dtype: transformers loads all parts in one, which may be less than VGGT's.
+
+    Source:
+        Ours.
+    """
+    plans = {part.name: part for part in made.parts}
+    if "geometry" not in plans:
+        return "random"
+    if "vision" in plans:
+        return (
+            "not VGGT's until it is distilled: VGGT's blocks read another encoder than the one they were trained with"
+        )
+    plan, loaded = plans["geometry"], made.config.dtype
+    own_of = {name: plan.dtype(key) for key, places in plan.targets.items() for name, _ in places}
+    if any(_rounds(own, made.dtypes[name]) for name, own in own_of.items()):
+        return f"VGGT's within rounding to {_name_of(loaded)}, in relative units"
+    if any(_rounds(own, loaded) for name, own in own_of.items() if not _stays_in_float32(name)):
+        return (
+            f"VGGT's, in relative units, if loaded with dtype=torch.float32; a usual load is in {_name_of(loaded)}, the language model's dtype, "
+            "and VGGT's within rounding"
+        )
+    return "VGGT's, in relative units"
+
+
+def _rounds(own: torch.dtype, other: torch.dtype) -> bool:
+    """Whether values of a dtype change in another."""
+    return torch.promote_types(own, other) != other
+
+
 __all__ = [
     "Composition",
-    "PartPlan",
     "compose",
     "fresh_tensors",
     "grown",
     "part_report",
-    "write_configs",
+    "reconstruction_of",
+    "write_code",
     "write_weights",
 ]

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerControl, TrainingArguments
 
 from vidllm.train.held_out import HeldOut, held_out_terms
@@ -247,11 +248,12 @@ class CountedTrainer(Trainer):
         """The step that is being computed, from 1."""
         return self.state.global_step + 1
 
-    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        """Clip, and note the norm, which may be infinite where no loss is."""
-        norm = super()._clip_grad_norm(model)
-        if isinstance(norm, torch.Tensor):
-            self._unchecked.append(_NumbersOnTheirWay(norm.detach()[None], ["gradient"], self._step_ids, self._step))
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm of the gradient, clipped or not; noted, because it may be infinite where no loss is."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None:
+            whole = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+            self._unchecked.append(_NumbersOnTheirWay(whole.detach()[None], ["gradient"], self._step_ids, self._step))
         return norm
 
     def _raise_if_not_finite(self) -> None:
@@ -297,7 +299,7 @@ class CountedTrainer(Trainer):
         self._window_start = (time.perf_counter(), self.state.global_step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with every term's mean over what was seen since the last line, and the shares of videos of `share_names`.
+        """Log, with every term's mean over what was seen since the last line, the shares of videos of `share_names`, and what time is left.
 
         Args:
             logs (`dict[str, float]`): Of the Trainer: `loss` (mean of the steps' totals), `grad_norm`, `learning_rate`.
@@ -323,7 +325,9 @@ class CountedTrainer(Trainer):
             logs.update({name: n / max(videos, 1) for name, n in zip(self.share_names, shared, strict=True)})
             if self._window_start is not None:
                 started, step = self._window_start
-                logs["seconds_per_step"] = (time.perf_counter() - started) / max(self.state.global_step - step, 1)
+                seconds = (time.perf_counter() - started) / max(self.state.global_step - step, 1)
+                logs["seconds_per_step"] = seconds
+                logs["eta_s"] = round(seconds * (self.state.max_steps - self.state.global_step))
             self._forget_window()
         super().log(logs, start_time)
 

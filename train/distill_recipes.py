@@ -7,10 +7,14 @@ import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from vidllm.train.clip_data import FRAMES_KEPT
+from vidllm.train.feature_folder import FeatureFolder, is_feature_folder
 from vidllm.train.held_out import HeldOutSettings
 from vidllm.train.presets import PRESETS
-from vidllm.train.recipes import PRECISIONS, SCHEDULES, known_name, with_settings
+from vidllm.train.recipe_settings import check_factors, known_name, require, with_settings
+from vidllm.train.recipes import PRECISIONS, SCHEDULES
 from vidllm.train.room_source import RoomsSettings
 from vidllm.train.teachers import STREAMS
 
@@ -23,7 +27,7 @@ class DistillRecipe:
         name (`str`): Of the recipe.
         model (`str`, *optional*): The student: a preset (random weights), a checkpoint folder, or a Hub id.
         geometry_teacher (`str`, *optional*): For the geometry stream: Hub id or folder of a vision model or of a Vid-LLM checkpoint, or a folder
-            that `vidllm train precompute` wrote.
+            that `vidllm train precompute` wrote, of the very clips that are learned from and of those that are held out.
         language_teacher (`str`, *optional*): For the language stream, likewise.
         geometry_stream (`str`): Of a geometry teacher that is a Vid-LLM checkpoint: `encoder`, `geometry` or `language`.
         language_stream (`str`): Of a semantic teacher that is one.
@@ -53,6 +57,7 @@ class DistillRecipe:
         log_every (`int`): Steps between lines of the log.
         save_every (`int`): Steps between checkpoints.
         keep_checkpoints (`int`): How many are kept.
+        report_to (`tuple` of `str`): Where the log goes besides the folder of the run, such as `tensorboard` or `wandb`.
 
     Raises:
         ValueError: A field is out of range.
@@ -70,7 +75,7 @@ class DistillRecipe:
     weights_dtype: str = "float32"
     # data
     clips: str | None = None
-    frames_kept: int = 32
+    frames_kept: int = FRAMES_KEPT
     rooms: RoomsSettings | None = None
     rooms_cache: str | None = None
     num_frames: int | None = None
@@ -97,17 +102,25 @@ class DistillRecipe:
     log_every: int = 10
     save_every: int = 500
     keep_checkpoints: int = 2
+    report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "log_every", "save_every", "keep_checkpoints"):
-            _wanted(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("frames_kept", "workers", "seed"):
-            _wanted(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         for name in ("weight_decay", "clip"):
-            _wanted(0 <= getattr(self, name) < math.inf, name, "a number of at least 0", getattr(self, name))
-        _wanted(0 < self.learning_rate < math.inf, "learning_rate", "a positive number", self.learning_rate)
-        _wanted(0 <= self.warmup < 1, "warmup", "a share of the steps, 0..1", self.warmup)
-        _wanted(self.num_frames is None or self.num_frames >= 1, "num_frames", "at least 1", self.num_frames)
+            require(0 <= getattr(self, name) < math.inf, name, "a number of at least 0", getattr(self, name))
+        require(0 < self.learning_rate < math.inf, "learning_rate", "a positive number", self.learning_rate)
+        require(0 <= self.warmup < 1, "warmup", "a share of the steps, 0..1", self.warmup)
+        require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            "betas",
+            "two numbers in 0..1",
+            self.betas,
+        )
+        check_factors(self.learning_rate_factors)
+        require(self.num_frames is None or self.num_frames >= 1, "num_frames", "at least 1", self.num_frames)
         for name, known in (
             ("precision", PRECISIONS),
             ("weights_dtype", PRECISIONS),
@@ -115,24 +128,28 @@ class DistillRecipe:
             ("geometry_stream", STREAMS),
             ("language_stream", STREAMS),
         ):
-            _wanted(getattr(self, name) in known, name, f"one of {', '.join(known)}", getattr(self, name))
+            require(getattr(self, name) in known, name, f"one of {', '.join(known)}", getattr(self, name))
         terms = ("geometry_feature", "language_feature", "structure")
         for name, weight in self.weights.items():
-            _wanted(name in terms, "weights", f"names among {', '.join(terms)}", name)
-            _wanted(0 <= weight < math.inf, f"weights.{name}", "a number of at least 0", weight)
+            require(name in terms, "weights", f"names among {', '.join(terms)}", name)
+            require(0 <= weight < math.inf, f"weights.{name}", "a number of at least 0", weight)
 
     def check(self) -> None:
         """Check what only the finished recipe can say.
 
         Raises:
-            ValueError: Student, teachers or clips are missing, or there are two kinds of data.
+            ValueError: Student, teachers or clips are missing, there are two kinds of data, what is held out is learned from, or features on
+                disk are of other frames.
 
         Source:
             Ours.
         """
         for name, example in (
             ("model", "PATH_OR_PRESET"),
-            ("geometry_teacher", "facebook/dinov2-with-registers-large or a checkpoint of `vidllm init --geometry`"),
+            (
+                "geometry_teacher",
+                "a checkpoint of `vidllm init --geometry`, or an encoder that the student does not start from",
+            ),
             ("language_teacher", "openai/clip-vit-large-patch14-336"),
         ):
             if getattr(self, name) is None:
@@ -145,6 +162,12 @@ class DistillRecipe:
             raise ValueError(
                 f"{self.name}: wanted held_out.clips=DIR with clips, and none with rooms; got {self.held_out.clips!r}"
             )
+        if self.held_out is not None:
+            self.held_out.check_read(self.name, None if self.clips is None else "clips")
+            if self.clips is not None and _overlap(self.clips, self.held_out.clips or ""):
+                raise ValueError(
+                    f"{self.name}: wanted held_out.clips beside the clips that are learned from; got {self.held_out.clips} and {self.clips}"
+                )
         if self.geometry_teacher == self.language_teacher and self.geometry_stream == self.language_stream:
             raise ValueError(f"{self.name}: wanted two teachers; got {self.geometry_teacher} twice")
         if self.model == self.geometry_teacher and self.geometry_stream == "encoder":
@@ -155,12 +178,33 @@ class DistillRecipe:
             raise ValueError(
                 f"{self.name}: wanted a checkpoint with freeze_encoder; got the preset {self.model}, which is random"
             )
+        for kind in ("geometry", "language"):
+            place = getattr(self, f"{kind}_teacher")
+            if is_feature_folder(place):
+                self._check_features(f"{kind}_teacher", place, getattr(self, f"{kind}_stream"))
+
+    def _check_features(self, teacher: str, place: str, stream: str) -> None:
+        """Features on disk are of the frames that a run will see."""
+        facts = FeatureFolder(place).facts
+        if self.rooms is not None:
+            raise ValueError(
+                f"{self.name}: wanted a model as {teacher} of rooms, which are made on the fly; got features of clips in {place}"
+            )
+        if facts.frames_kept not in (0, self.frames_kept):
+            raise ValueError(
+                f"{self.name}: {teacher}: wanted features of {self.frames_kept or 'all'} frames of each clip (frames_kept); {place} holds those of "
+                f"{facts.frames_kept}: --set frames_kept={facts.frames_kept}, or make them again with --frames-kept {self.frames_kept}"
+            )
+        if stream not in ("encoder", facts.stream):
+            raise ValueError(
+                f"{self.name}: {teacher}: wanted features of the stream {stream}; {place} holds those of {facts.stream}"
+            )
 
 
-def _wanted(held: bool, where: str, wanted: str, got: object) -> None:
-    """One clear error."""
-    if not held:
-        raise ValueError(f"{where}: wanted {wanted}; got {got!r}")
+def _overlap(one: str, other: str) -> bool:
+    """Whether one folder is, or lies in, the other."""
+    first, second = (Path(place).expanduser().resolve() for place in (one, other))
+    return first.is_relative_to(second) or second.is_relative_to(first)
 
 
 def debug_stage1() -> DistillRecipe:
@@ -229,14 +273,22 @@ def paper_stage1() -> DistillRecipe:
 
     Source:
         Paper: AdamW (0.9, 0.999), weight decay 0.05, clip 1.0, 32 frames, teachers VGGT's encoder and LLaVA-3D's CLIP. Ours, because the paper
-        does not state it: lambda 1, learning rate, steps, batch, warm-up, and that the student starts from public DINOv2.
+        does not state it:
+        - lambda 1: as the unit weights of eq. 8; no term is known to matter more.
+        - learning rate 1e-4: usual for layers that start from nothing, as the adapter does; a tenth of it for the encoder, which is pretrained.
+        - 20,000 steps: as many as stage 2; `held_out` says whether more help.
+        - batch: one clip per device and forward, because 32 frames at 518 pixels and two teachers fill a device; two forwards per step, because
+          a step of few clips is noisy.
+        - warm-up 3 % of the steps: AdamW's averages know nothing at first.
+        - 64 frames kept per clip: twice what a visit takes, so that visits differ and features still fit on a disk.
+        - the student starts from public DINOv2: from VGGT's encoder it would be its own geometry teacher, with nothing to learn.
     """
     return DistillRecipe(
         name="paper_stage1",
         model=None,
         weights_dtype="bfloat16",
         num_frames=32,
-        frames_kept=64,
+        frames_kept=FRAMES_KEPT,
         steps=20000,
         batch_size=1,
         accumulation=2,
@@ -253,8 +305,8 @@ DISTILL_RECIPES: Mapping[str, Callable[[], DistillRecipe]] = types.MappingProxyT
 )
 
 
-def chosen_distill_recipe(name: str, settings: Sequence[str] = (), clips: str | None = None) -> DistillRecipe:
-    """A complete, checked recipe of what a command line says.
+def changed_distill_recipe(name: str, settings: Sequence[str] = (), clips: str | None = None) -> DistillRecipe:
+    """A recipe of what a command line says; it may be incomplete.
 
     Args:
         name (`str`): Of a recipe.
@@ -265,7 +317,7 @@ def chosen_distill_recipe(name: str, settings: Sequence[str] = (), clips: str | 
         `DistillRecipe`
 
     Raises:
-        ValueError: See `with_settings` and `DistillRecipe.check`.
+        ValueError: There is no such recipe, or see `with_settings`.
 
     Source:
         Ours.
@@ -273,7 +325,27 @@ def chosen_distill_recipe(name: str, settings: Sequence[str] = (), clips: str | 
     chosen = DISTILL_RECIPES[known_name("recipe", name, DISTILL_RECIPES)]()
     if clips is not None:
         chosen = replace(chosen, rooms=None, clips=clips)
-    chosen = with_settings(chosen, settings)
+    return with_settings(chosen, settings)
+
+
+def chosen_distill_recipe(name: str, settings: Sequence[str] = (), clips: str | None = None) -> DistillRecipe:
+    """A complete, checked recipe of what a command line says.
+
+    Args:
+        name (`str`): See `changed_distill_recipe`.
+        settings (`Sequence[str]`): See there.
+        clips (`str`, *optional*): See there.
+
+    Returns:
+        `DistillRecipe`
+
+    Raises:
+        ValueError: See `changed_distill_recipe` and `DistillRecipe.check`.
+
+    Source:
+        Ours.
+    """
+    chosen = changed_distill_recipe(name, settings, clips)
     chosen.check()
     return chosen
 
@@ -281,6 +353,7 @@ def chosen_distill_recipe(name: str, settings: Sequence[str] = (), clips: str | 
 __all__ = [
     "DISTILL_RECIPES",
     "DistillRecipe",
+    "changed_distill_recipe",
     "chosen_distill_recipe",
     "debug_stage1",
     "nano_stage1",

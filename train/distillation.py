@@ -33,10 +33,12 @@ from vidllm.train.distillation_losses import (
     structure_loss,
 )
 from vidllm.train.held_out import HeldOut, HeldOutLog, held_out_rooms
-from vidllm.train.joint import RunLog, starting_model, training_arguments
+from vidllm.train.joint import RunLog, log_to_stderr, starting_model, training_arguments
+from vidllm.train.parameter_table import parameter_table
 from vidllm.train.room_source import RoomMakers, RoomSource
-from vidllm.train.run_folder import checkpoint_to_resume, publish, write_recipe
+from vidllm.train.run_folder import check_processes, checkpoint_to_resume, clear_unbegun, publish, write_recipe
 from vidllm.train.teachers import FrameKey, Teacher, open_teacher
+from vidllm.train.whole_weights import whole_model, whole_state
 
 
 logger = logging.getLogger(__name__)
@@ -257,21 +259,25 @@ class VidLLMDistillationTrainer(CountedTrainer):
     # ------------------------------------------------------------------ checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The student as a Hub folder, the projections beside it."""
+        """The student as a Hub folder, the projections beside it; of a model that is spread over processes the Trainer hands the weights in."""
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         student = self.accelerator.unwrap_model(self.model)
-        student.model.save_pretrained(str(folder))
+        weights = student.state_dict() if state_dict is None else state_dict
+        student.model.save_pretrained(str(folder), state_dict=None if state_dict is None else _of_student(weights))
         self.processing_class.save_pretrained(str(folder))
         tensors = {
-            f"{name}.{key}": value.detach().cpu().contiguous()
-            for name in ("project_geometry", "project_language")
-            for key, value in getattr(student, name).state_dict().items()
+            name: value.detach().cpu().contiguous() for name, value in weights.items() if name.startswith("project_")
         }
         save_file(tensors, folder / PROJECTIONS_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Student and projections to go on from."""
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
         saved = VidLLMForConditionalGeneration.from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         self.student.load_state_dict(saved.state_dict())
         tensors = load_file(Path(resume_from_checkpoint) / PROJECTIONS_NAME)
@@ -281,6 +287,11 @@ class VidLLMDistillationTrainer(CountedTrainer):
                 key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")
             }
             getattr(student, name).load_state_dict(part)
+
+
+def _of_student(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights of the student among those of `DistillationStudent`."""
+    return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
 
 
 @contextlib.contextmanager
@@ -351,7 +362,8 @@ def train_distill(
     args = training_arguments(chosen, out_dir, use_cpu)
     state = PartialState()
     checkpoint = checkpoint_to_resume(out_dir, resume) if resume or state.is_main_process else None
-    args.eval_on_start = chosen.held_out is not None and not resume
+    check_processes(checkpoint, state.num_processes, chosen.batch_size, chosen.accumulation)
+    args.eval_on_start = chosen.held_out is not None and checkpoint is None
     # Nobody writes before everybody has looked.
     state.wait_for_everyone()
     model, processor = starting_model(chosen)
@@ -382,12 +394,20 @@ def train_distill(
             callbacks=[RunLog(out_dir), HeldOutLog(out_dir), *callbacks],
         )
         if state.is_main_process:
+            unreachable = [f"model.encoder.{name}" for name in model.model.encoder.unreachable_parameters]
+            logger.info("%s: what is trained\n%s", chosen.name, parameter_table(model, unreachable))
+            if resume and checkpoint is None:
+                logger.warning("--resume: %s has no checkpoint yet; the run starts anew", out_dir)
+                clear_unbegun(out_dir)
             for line in write_recipe(chosen, out_dir, checkpoint, {"processes": state.num_processes}):
                 logger.warning("resumed with another recipe: %s", line)
         state.wait_for_everyone()
         trainer.train(resume_from_checkpoint=checkpoint)
+    student = trainer.accelerator.unwrap_model(trainer.model)
+    weights = whole_state(student, lambda: trainer.accelerator.get_state_dict(trainer.model_wrapped))
     if state.is_main_process:
-        publish(trainer.student.eval(), processor, out_dir)
+        finished = trainer.student if weights is None else whole_model(trainer.student, _of_student(weights))
+        publish(finished.eval(), processor, out_dir)
     state.wait_for_everyone()
     return trainer
 
@@ -412,7 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
     parser.add_argument("--cpu", action="store_true", help="leave accelerators alone")
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     disable_progress_bar()
     try:
         chosen = chosen_distill_recipe(given.recipe, given.settings, given.clips)

@@ -1,4 +1,4 @@
-"""What a run of stage 2 will need, before it is started: parameters, memory per device, steps, tokens, FLOPs.
+"""What a run will need, before it is started: parameters, memory per device, steps, tokens, FLOPs. Stage 1: `dry_run_distill`.
 
 The parts of the model run forward and backward on fake tensors, which have shapes and no values: what autograd keeps is added up as it is kept, FLOPs as they
 are counted. Only the pooling of scene tokens, whose work depends on values, is stood in for by its matrix products.
@@ -6,8 +6,10 @@ are counted. Only the pooling of scene tokens, whose work depends on values, is 
 Shapes: B videos, S frames, H W pixels, P patches per frame, N scene-token slots, Q prompts, D language-model width.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +18,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
-from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
-from vidllm.train.joint_trainer import freeze_for_joint
+from vidllm.modeling_vidllm.modeling_vidllm import MODULES_NOT_TO_QUANTISE, VidLLMForConditionalGeneration
+from vidllm.processing.video_processing_vidllm import VidLLMVideoProcessor, resize_plan
+from vidllm.train.joint_trainer import base_model, freeze_for_joint
+from vidllm.train.lora import add_lora
+from vidllm.train.presets import PRESETS
 from vidllm.train.recipes import JointRecipe
+from vidllm.train.room_source import RoomsSettings
 
 
 # AdamW keeps two numbers of 4 bytes for each trained one; gradients and what is trained are float32.
@@ -26,6 +32,9 @@ ADAM_BYTES, GRADIENT_BYTES = 8, 4
 # What the losses on depth and points keep for each pixel, as measured on the losses themselves at two sizes: they sort and select by value, which fake tensors have none.
 LOSS_BYTES_PER_PIXEL = 193
 SHARDINGS = ("none", "zero2", "full")
+# NF4: half a byte, and for each 64 weights their largest value as float32.
+FOUR_BIT_BYTES = 0.5 + 4 / 64
+_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -47,15 +56,69 @@ class PartCost:
 
 
 @dataclass(frozen=True)
+class RunShape:
+    """Of what a recipe's model and its frames are.
+
+    Args:
+        config (`VidLLMConfig`): Of the model.
+        size_hw (`tuple[int, int]`): Height and width of the frames that the model sees.
+        num_frames (`int`): Per video, unless the recipe says otherwise.
+
+    Source:
+        Ours.
+    """
+
+    config: VidLLMConfig
+    size_hw: tuple[int, int]
+    num_frames: int
+
+
+def run_shape(model: str, rooms: RoomsSettings | None) -> RunShape:
+    """Config, frames and their number of a recipe's model; weights are not read.
+
+    Args:
+        model (`str`): A preset, a checkpoint folder or a Hub id.
+        rooms (`RoomsSettings`, *optional*): Whose frames it sees; without them those of a 4:3 video.
+
+    Returns:
+        `RunShape`: frames as the model's processor resizes and crops them.
+
+    Raises:
+        ValueError: There is no such model.
+
+    Source:
+        Ours.
+    """
+    if model in PRESETS:
+        named = PRESETS[model]
+        config, size = named.config(), {"shortest_edge": named.shortest_edge}
+        frames, patch = named.num_frames, named.patch_size
+    else:
+        place = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
+        try:
+            config = VidLLMConfig.from_pretrained(place)
+            videos = VidLLMVideoProcessor.from_pretrained(place)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"model: wanted a preset ({', '.join(PRESETS)}), a checkpoint folder or a Hub id; got {model!r}; {str(error).strip().splitlines()[0]}"
+            ) from error
+        size, frames, patch = videos.size, videos.num_frames, videos.patch_size
+    # Any 4:3 picture: it is resized.
+    source_hw = (1440, 1920) if rooms is None else rooms.size_hw
+    return RunShape(config, resize_plan(source_hw, size, patch)[3], frames)
+
+
+@dataclass(frozen=True)
 class DryRun:
     """What a run needs.
 
     Args:
-        parameters (`Mapping[str, int]`): By part of the model.
+        parameters (`Mapping[str, int]`): By part of the model; with adapters, parts that are trained whole are there twice, as they are in memory.
         trained (`Mapping[str, int]`): Of these, trained.
         parts (`Mapping[str, PartCost]`): Costs of one forward of one device.
         weight_bytes (`int`): Per device.
         gradient_bytes (`int`): Per device.
+        bucket_bytes (`int`): Per device: DDP keeps every gradient a second time, in the buckets that it sends.
         optimizer_bytes (`int`): Per device.
         activation_bytes (`int`): Per device.
         steps (`int`): Of the run.
@@ -63,6 +126,10 @@ class DryRun:
         frames_per_step (`int`): Over all devices.
         language_tokens_per_step (`int`): Over all devices.
         flops_per_step (`int`): Over all devices.
+        prompts_per_video (`int`): Assumed; 0 in stage 1.
+        prompt_tokens (`int`): Assumed, of a prompt and its reply.
+        learned_tokens (`int`): Assumed, of the reply.
+        teacher_bytes (`int`): Per device: weights of the teachers of stage 1.
 
     Source:
         Ours.
@@ -73,6 +140,7 @@ class DryRun:
     parts: Mapping[str, PartCost]
     weight_bytes: int
     gradient_bytes: int
+    bucket_bytes: int
     optimizer_bytes: int
     activation_bytes: int
     steps: int
@@ -80,11 +148,16 @@ class DryRun:
     frames_per_step: int
     language_tokens_per_step: int
     flops_per_step: int
+    prompts_per_video: int = 0
+    prompt_tokens: int = 0
+    learned_tokens: int = 0
+    teacher_bytes: int = 0
 
     @property
     def bytes_per_device(self) -> int:
         """All of it; what allocators waste is not in it."""
-        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
+        states = self.gradient_bytes + self.bucket_bytes + self.optimizer_bytes
+        return self.weight_bytes + self.teacher_bytes + states + self.activation_bytes
 
 
 @dataclass
@@ -197,7 +270,8 @@ def part_costs(
     if core.metric_depth is not None:
         layers = [torch.zeros_like(base).requires_grad_(base.requires_grad) for _ in config.metric_depth_layers]
         costs["metric_depth"] = cost_of(lambda: core.metric_depth(tuple(layers), grid_hw, size_hw), parameters)
-    if trained(core.reconstruction) or trained(core.metric_depth or nn.Module()):
+    # Frozen heads hand gradients of their losses on to an adapter that is trained.
+    if stream.requires_grad or trained(core.reconstruction) or trained(core.metric_depth or nn.Module()):
         costs["losses"] = PartCost(LOSS_BYTES_PER_PIXEL * batch_size * num_frames * height * width)
     scene_tokens = core.scene_tokens
     positions = torch.zeros(batch_size * num_frames * patches, 3, device=device)
@@ -259,7 +333,8 @@ def dry_run(
         config (`VidLLMConfig`): Of the model.
         size_hw (`tuple[int, int]`): Height and width of the frames that the model sees.
         num_devices (`int`): Processes.
-        sharding (`str`): `none` (DDP), `zero2` (gradients and optimizer state over the devices), `full` (weights too: ZeRO-3, FSDP2).
+        sharding (`str`): `none` (DDP, where there are several), `zero2` (gradients and optimizer state over the devices), `full` (weights too:
+            ZeRO-3, FSDP2).
         prompt_tokens (`int`): Of a prompt and its reply.
         learned_tokens (`int`): Of the reply.
 
@@ -267,67 +342,172 @@ def dry_run(
         `DryRun`
 
     Raises:
-        ValueError: An unknown sharding, or a recipe with adapters, whose parameters exist only once they are put in.
+        ValueError: An unknown sharding, or the number of frames is open.
+
+    Source:
+        Ours. Geometry is taken to be trained, unless the recipe has neither rooms nor benchmarks: a JSONL file's videos have no depth.
+    """
+    check_sharding(sharding)
+    if chosen.num_frames is None:
+        raise ValueError("dry run: wanted num_frames; --set num_frames=32")
+    prompts = (chosen.prompts_per_scene or 1) + (0 if chosen.rooms is None else chosen.rooms.plain_prompts)
+    loc_video = torch.arange(chosen.batch_size).repeat_interleave(prompts)
+    with_geometry = chosen.rooms is not None or bool(chosen.benchmarks)
+    whole: Any = untouched_model(config, chosen.weights_dtype)
+    four_bits = _four_bit_names(whole) if chosen.lora is not None and chosen.lora.four_bits else set()
+    if chosen.lora is not None:
+        with torch.device("meta"):
+            whole = add_lora(whole, chosen.lora, with_geometry, chosen.seed, chosen.train_only)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        give_shapes(whole.train())
+        freeze_for_joint(whole, chosen.freeze_encoder, not with_geometry, chosen.train_only)
+        model = base_model(whole)
+        if chosen.activation_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        with torch.autocast("cpu", torch.bfloat16, enabled=chosen.precision == "bfloat16"):
+            parts = part_costs(
+                model, chosen.batch_size, chosen.num_frames, size_hw, prompts, prompt_tokens, learned_tokens, loc_video
+            )
+    per_step = chosen.batch_size * chosen.accumulation * num_devices
+    flops = sum(cost.forward_flops + cost.backward_flops for cost in parts.values())
+    return DryRun(
+        parameters=counted(model, lambda p: True),
+        trained=counted(model, lambda p: p.requires_grad),
+        parts=parts,
+        **state_bytes(model, num_devices, sharding, four_bits),
+        activation_bytes=sum(cost.activation_bytes for cost in parts.values()),
+        steps=chosen.steps,
+        videos_per_step=per_step,
+        frames_per_step=per_step * chosen.num_frames,
+        language_tokens_per_step=per_step * (config.num_scene_tokens + prompts * prompt_tokens),
+        flops_per_step=flops * chosen.accumulation * num_devices,
+        prompts_per_video=prompts,
+        prompt_tokens=prompt_tokens,
+        learned_tokens=learned_tokens,
+    )
+
+
+def untouched_model(config: VidLLMConfig, weights_dtype: str) -> VidLLMForConditionalGeneration:
+    """A model that takes no memory.
+
+    Args:
+        config (`VidLLMConfig`): Its shapes.
+        weights_dtype (`str`): As of a recipe.
+
+    Returns:
+        `VidLLMForConditionalGeneration`: on the device `meta`.
+
+    Source:
+        Upstream: pytorch.
+    """
+    with torch.device("meta"):
+        model = VidLLMForConditionalGeneration(config).to(getattr(torch, weights_dtype))
+    # A head that is the embedding would be counted, and trained, twice.
+    model.tie_weights()
+    return model
+
+
+def give_shapes(model: nn.Module) -> None:
+    """Put tensors on the CPU in place of those on `meta`, within a `FakeTensorMode`.
+
+    Args:
+        model (`nn.Module`): Changed in place; what was one tensor stays one.
+
+    Source:
+        Ours: `to_empty` would part what is tied, and cannot exchange fake tensors for each other.
+    """
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for store in stores:
+            for name, tensor in store.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    empty = torch.empty_like(tensor, device="cpu")
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                store[name] = made[id(tensor)]
+
+
+def check_sharding(sharding: str) -> None:
+    """A known sharding.
+
+    Args:
+        sharding (`str`): See `dry_run`.
+
+    Raises:
+        ValueError: It is not known.
 
     Source:
         Ours.
     """
     if sharding not in SHARDINGS:
         raise ValueError(f"dry run: sharding: wanted one of {', '.join(SHARDINGS)}; got {sharding!r}")
-    if chosen.lora is not None:
-        raise ValueError("dry run: wanted a recipe without lora; --set lora=none shows what training all of it needs")
-    prompts = chosen.prompts_per_scene or 1
-    loc_video = torch.arange(chosen.batch_size).repeat_interleave(prompts)
-    frames = chosen.num_frames or 32
-    with torch.device("meta"):
-        model = VidLLMForConditionalGeneration(config).to(getattr(torch, chosen.weights_dtype))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model.to_empty(device="cpu").train()
-        # A head that is the embedding would be counted, and trained, twice.
-        model.tie_weights()
-        freeze_for_joint(model, chosen.freeze_encoder, train_only=chosen.train_only)
-        if chosen.activation_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        with torch.autocast("cpu", torch.bfloat16, enabled=chosen.precision == "bfloat16"):
-            parts = part_costs(
-                model, chosen.batch_size, frames, size_hw, prompts, prompt_tokens, learned_tokens, loc_video
-            )
-    sizes = {"float32": 4, "bfloat16": 2}
-    parameters, trained = _counted(model, lambda p: True), _counted(model, lambda p: p.requires_grad)
-    learned = sum(trained.values())
-    frozen = sum(
-        p.numel() * (4 if p.dtype == torch.float32 else sizes[chosen.weights_dtype])
-        for p in _unique(model)
-        if not p.requires_grad
-    )
-    weights = frozen + 4 * learned
+
+
+def state_bytes(
+    model: nn.Module, num_devices: int, sharding: str, four_bits: set[str] | frozenset[str] = frozenset()
+) -> dict[str, int]:
+    """Memory per device of what hangs on the parameters.
+
+    Args:
+        model (`nn.Module`): Frozen where it will be; trained parameters are taken to be float32, frozen ones as they are.
+        num_devices (`int`): Processes.
+        sharding (`str`): See `dry_run`.
+        four_bits (`set[str]`): Names of frozen weights that are held in 4 bits.
+
+    Returns:
+        `dict[str, int]`: `weight_bytes`, `gradient_bytes`, `bucket_bytes`, `optimizer_bytes`.
+
+    Raises:
+        ValueError: An unknown sharding.
+
+    Source:
+        Ours: `gradient_as_bucket_view` is off, as accelerate has it, so that DDP's buckets are a second copy of the gradients.
+    """
+    check_sharding(sharding)
+    learned, frozen = 0, 0.0
+    # a tied head once
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            learned += parameter.numel()
+        else:
+            size = FOUR_BIT_BYTES if name.replace(".base_layer.", ".") in four_bits else parameter.element_size()
+            frozen += size * parameter.numel()
     whole = num_devices if sharding == "full" else 1
     states = num_devices if sharding in ("zero2", "full") else 1
-    per_step = chosen.batch_size * chosen.accumulation * num_devices
-    flops = sum(cost.forward_flops + cost.backward_flops for cost in parts.values())
-    return DryRun(
-        parameters=parameters,
-        trained=trained,
-        parts=parts,
-        weight_bytes=weights // whole,
-        gradient_bytes=GRADIENT_BYTES * learned // states,
-        optimizer_bytes=ADAM_BYTES * learned // states,
-        activation_bytes=sum(cost.activation_bytes for cost in parts.values()),
-        steps=chosen.steps,
-        videos_per_step=per_step,
-        frames_per_step=per_step * frames,
-        language_tokens_per_step=per_step * (config.num_scene_tokens + prompts * prompt_tokens),
-        flops_per_step=flops * chosen.accumulation * num_devices,
-    )
+    return {
+        "weight_bytes": (round(frozen) + 4 * learned) // whole,
+        "gradient_bytes": GRADIENT_BYTES * learned // states,
+        "bucket_bytes": GRADIENT_BYTES * learned if sharding == "none" and num_devices > 1 else 0,
+        "optimizer_bytes": ADAM_BYTES * learned // states,
+    }
 
 
-def _unique(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters, a tied head once."""
-    return list(dict.fromkeys(model.parameters()))
+def _four_bit_names(model: VidLLMForConditionalGeneration) -> set[str]:
+    """Weights that bitsandbytes would hold in 4 bits."""
+    kept = re.compile("|".join(rf"^{re.escape(name)}(\.|$)" for name in MODULES_NOT_TO_QUANTISE))
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not kept.search(name)
+    }
 
 
-def _counted(model: VidLLMForConditionalGeneration, wanted: Callable[[nn.Parameter], bool]) -> dict[str, int]:
-    """Parameters by part, a tied head once."""
+def counted(model: VidLLMForConditionalGeneration, wanted: Callable[[nn.Parameter], bool]) -> dict[str, int]:
+    """Parameters by part, a tied head once.
+
+    Args:
+        model (`VidLLMForConditionalGeneration`): The model.
+        wanted (callable): Which parameters count.
+
+    Returns:
+        `dict[str, int]`: the parts of the model, and `lm_head`.
+
+    Source:
+        Ours.
+    """
     counts: dict[str, int] = {}
     seen: set[int] = set()
     for name, part in [*model.model.named_children(), ("lm_head", model.lm_head)]:
@@ -337,4 +517,17 @@ def _counted(model: VidLLMForConditionalGeneration, wanted: Callable[[nn.Paramet
     return counts
 
 
-__all__ = ["DryRun", "PartCost", "cost_of", "dry_run", "part_costs"]
+__all__ = [
+    "DryRun",
+    "PartCost",
+    "RunShape",
+    "check_sharding",
+    "cost_of",
+    "counted",
+    "dry_run",
+    "give_shapes",
+    "part_costs",
+    "run_shape",
+    "state_bytes",
+    "untouched_model",
+]

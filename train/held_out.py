@@ -7,6 +7,7 @@ Shapes: none; losses are sums and counts `()`.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +55,44 @@ class HeldOutSettings:
         for name in ("every", "scenes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"held_out.{name}: wanted at least 1; got {getattr(self, name)}")
+
+    def check_read(self, name: str, read: str | None) -> None:
+        """Refuse settings that a run would not read.
+
+        Args:
+            name (`str`): Of the recipe, for the message.
+            read (`str`, *optional*): Which of `split`, `data` and `clips` the run reads, if any.
+
+        Raises:
+            ValueError: Another one of them was changed.
+
+        Source:
+            Ours: who sets them believes that they say what is looked at.
+        """
+        usual = HeldOutSettings()
+        for setting in ("split", "data", "clips"):
+            got = getattr(self, setting)
+            if setting != read and got != getattr(usual, setting):
+                raise ValueError(
+                    f"{name}: wanted {'no setting of held-out data' if read is None else f'held_out.{read} alone'}, which is what this run reads; "
+                    f"got held_out.{setting}={got}"
+                )
+
+
+def same_place(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths name the same file or folder.
+
+    Args:
+        one (`str` or `Path`): `~` is the home folder; it need not exist.
+        other (`str` or `Path`): Likewise.
+
+    Returns:
+        `bool`
+
+    Source:
+        Ours.
+    """
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def held_out_rooms(settings: "RoomsSettings", held_out: HeldOutSettings) -> "RoomsSettings":
@@ -160,9 +199,26 @@ class HeldOutLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the lines up to the step that the run starts from."""
         if state.is_world_process_zero and self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            looks = [(line, self._step_of(line, number)) for number, line in enumerate(self._whole_lines(), start=1)]
+            part = self.path.with_name(f"{self.path.name}.part")
+            part.write_text(
+                "".join(f"{line}\n" for line, step in looks if step <= state.global_step), encoding="utf-8"
+            )
+            os.replace(part, self.path)
+
+    def _whole_lines(self) -> list[str]:
+        """Lines that were written whole: a run that was killed while it wrote leaves a last one without its end."""
+        *whole, _ = self.path.read_text(encoding="utf-8").split("\n")
+        return whole
+
+    def _step_of(self, line: str, number: int) -> int:
+        """Step of a look; `ValueError` if somebody else wrote the line."""
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{self.path}: line {number}: wanted a look as JSON with its step; got {line[:80]!r}"
+            ) from None
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any], **kwargs: Any) -> None:
         """Add a line."""
@@ -180,4 +236,5 @@ __all__ = [
     "HeldOutSettings",
     "held_out_rooms",
     "held_out_terms",
+    "same_place",
 ]

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from transformers import GenerationConfig
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.processing.video_processing_vidllm import VidLLMVideoProcessor
-from vidllm.train.compose import compose, part_report, write_configs, write_weights
+from vidllm.train.compose import compose, part_report, reconstruction_of, write_code, write_weights
 from vidllm.train.fresh_weights import draw_for_training_from_nothing
 from vidllm.train.presets import VidLLMPreset, preset
-from vidllm.train.shard_writer import MAX_SHARD_BYTES
+from vidllm.train.shard_writer import HIDDEN, MAX_SHARD_BYTES, reveal_weights
 from vidllm.train.tokenizer import add_vidllm_tokens, byte_level_tokenizer
 
 
@@ -119,15 +119,12 @@ def _complete_folder(out_dir: str | Path) -> Iterator[Path]:
 def _write_files(
     model: VidLLMForConditionalGeneration, processor: VidLLMProcessor, folder: Path, extra: dict[str, str]
 ) -> None:
-    """All files of a checkpoint into an existing folder, checked for completeness; config.json is the last to appear."""
-    model.save_pretrained(str(folder))
-    config = (folder / "config.json").read_text(encoding="utf-8")
-    # A folder without config.json does not load, so a run that is killed from here on leaves nothing that does.
-    (folder / "config.json").unlink()
+    """All files of a checkpoint into an existing folder, checked for completeness; weights appear last, and without them nothing loads."""
+    model.save_pretrained(str(folder), variant=HIDDEN)
     processor.save_pretrained(str(folder))
     for name, text in extra.items():
         (folder / name).write_text(text, encoding="utf-8")
-    (folder / "config.json").write_text(config, encoding="utf-8")
+    reveal_weights(folder)
     _check_complete(folder)
 
 
@@ -360,24 +357,30 @@ def initialise_from_sources(
     """Write a starting checkpoint from pretrained parts. At least one source is given; what none has is drawn.
 
     Args:
-        preset_name (`str`): Shapes of what the sources do not say; a source with a config brings its own.
+        preset_name (`str`): Shapes of what the sources do not say; a source with a config brings its own, an encoder also its patch size and
+            the normalisation of its pixels, which become the processor's.
         out_dir (`str` or `Path`): New or empty folder.
         geometry (`str`, *optional*): VGGT: a Hub id, a folder, or a `.safetensors` or `.pt` file.
-        vision (`str`, *optional*): An image encoder with a config: a Hub id or folder. Then VGGT's own encoder is left out.
+        vision (`str`, *optional*): An image encoder with a config, or CLIP or SigLIP, of which it is a part: a Hub id or folder. Then VGGT's
+            own encoder is left out.
         language_model (`str`, *optional*): A decoder with its tokenizer: a Hub id or folder.
         seed (`int`): Of what is drawn.
-        dtype (`torch.dtype` or `str`, *optional*): Of everything but what stays in float32; by default each source's own.
+        dtype (`torch.dtype` or `str`, *optional*): Of everything but what stays in float32; by default each source's own. The checkpoint loads
+            in one dtype, the language model's: VGGT's float32 is kept in its files and comes back with `from_pretrained(dtype=torch.float32)`;
+            beside a language model in bfloat16, a load without `dtype` rounds it to that.
         max_shard_bytes (`int`): A shard of weights grows up to this.
-        progress (callable, *optional*): Told the name of the part that is being written.
+        progress (callable, *optional*): Told what is being done, in a few words.
 
     Returns:
-        `dict`: what `initialisation.json` holds: per source its place, checksums, keys used and left out, dtypes; fresh parameters.
+        `dict`: what `initialisation.json` holds: per source its place, checksums, keys used and left out, dtypes as written; fresh parameters
+        and rows of word vectors; `reconstruction`, in words.
 
     Raises:
         ValueError: No source, or one that is not what it should be; nothing is left behind.
 
     Source:
-        Ours. Peak memory is that of the largest file of a source, whose pages count while it is mapped, and of what is drawn.
+        Ours. Peak memory is that of the largest file of a source, whose pages count while it is mapped, of what is drawn, of one copy of the
+        word vectors where rows are added, and of an encoder of one's own, which transformers reads whole.
     """
     recipe = preset(preset_name)
     given = {"geometry": geometry, "vision": vision, "language_model": language_model}
@@ -385,25 +388,23 @@ def initialise_from_sources(
     if not given:
         raise ValueError("initialise: wanted at least one source; got none")
     with _complete_folder(out_dir) as partial:
+        tell = progress or (lambda what: None)
         made = compose(recipe, geometry, vision, language_model, None if dtype is None else _checked_dtype(dtype))
-        write_weights(made, partial, seed, max_shard_bytes, progress)
+        write_weights(made, partial, seed, max_shard_bytes, lambda part: tell(f"writing {part}"))
+        tell("checksums of the sources")
         parts = part_report(made)
-        if vision is not None:
-            parts["vision"]["source"] = vision
         report = {
             "preset": preset_name,
             # Whatever else is given: without training nothing connects the parts.
             "untrained": True,
-            "reconstruction": _reconstruction_of(given),
+            "reconstruction": reconstruction_of(made),
             "seed": seed,
             "tokenizer": f"of the language model, chat template {made.family}" if language_model else "byte-level",
             "total_parameters": sum(torch.Size(shape).numel() for shape in made.shapes.values()),
             "parts": parts,
         }
-        write_configs(made, partial, MAX_NEW_TOKENS)
-        config = (partial / "config.json").read_text(encoding="utf-8")
-        (partial / "config.json").unlink()
-        build_processor(recipe, made.tokenizer, made.config.num_scene_tokens).save_pretrained(str(partial))
+        write_code(made, partial, MAX_NEW_TOKENS)
+        build_processor(made.preset, made.tokenizer, made.config.num_scene_tokens).save_pretrained(str(partial))
         (partial / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         card = _COMPOSED_CARD.format(
             name=preset_name,
@@ -413,41 +414,56 @@ def initialise_from_sources(
             total=report["total_parameters"],
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
-        (partial / "config.json").write_text(config, encoding="utf-8")
+        made.config.save_pretrained(partial)
+        reveal_weights(partial)
         _check_complete(partial)
     return report
 
 
-def _reconstruction_of(given: Mapping[str, str]) -> str:
-    """What the reconstruction of a fresh checkpoint is, in words."""
-    if "geometry" not in given:
-        return "random"
-    if "vision" in given:
-        return (
-            "not VGGT's until it is distilled: VGGT's blocks read another encoder than the one they were trained with"
-        )
-    return "VGGT's, in relative units"
-
-
 def is_untrained(folder: str | Path) -> bool:
-    """Whether a checkpoint folder says that its weights are random.
+    """Whether a checkpoint folder says that it has not been trained.
 
     Args:
         folder (`str` or `Path`): Local folder; anything else, such as a Hub id, counts as trained.
 
     Returns:
-        `bool`: True if `initialisation.json` is there and marks the weights untrained.
+        `bool`: True if `initialisation.json` is there and marks it untrained.
 
     Raises:
         ValueError: The file is there but is not what this package writes.
 
     Source:
-        Ours: commands print "untrained weights", so that nobody takes noise for a result.
+        Ours.
+    """
+    return untrained_notice(folder) is not None
+
+
+def untrained_notice(folder: str | Path) -> str | None:
+    """What a command says of a checkpoint that has not been trained.
+
+    Args:
+        folder (`str` or `Path`): Local folder; anything else, such as a Hub id, counts as trained.
+
+    Returns:
+        `str`: one line; None for a trained checkpoint.
+
+    Raises:
+        ValueError: `initialisation.json` is there but is not what this package writes.
+
+    Source:
+        Ours: nobody shall take noise for a result, nor VGGT's reconstruction for noise.
     """
     path = Path(folder) / REPORT_NAME
     if not path.is_file():
-        return False
+        return None
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["untrained"])
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if not report["untrained"]:
+            return None
+        if "reconstruction" not in report:
+            return "untrained weights: answers are random, boxes and shapes too"
+        return (
+            f"starting checkpoint, untrained: answers and boxes are random; reconstruction: {report['reconstruction']}"
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: wanted a JSON object with `untrained`; got something else ({error!r})") from error

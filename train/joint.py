@@ -24,6 +24,7 @@ import torch
 from accelerate import PartialState
 from datasets import disable_progress_bars
 from transformers import AutoConfig, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.utils.logging import disable_progress_bar
 
 from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
@@ -37,11 +38,22 @@ from vidllm.train.initialise import build_untrained
 from vidllm.train.joint_trainer import LossPlugin, VidLLMJointTrainer
 from vidllm.train.loc_labels import LocLabels
 from vidllm.train.lora import add_lora, four_bit_settings, save_and_merge
+from vidllm.train.parameter_table import parameter_table
 from vidllm.train.presets import PRESETS
-from vidllm.train.recipes import RECIPES, JointRecipe, chosen_recipe
+from vidllm.train.recipes import RECIPES, JointRecipe, chosen_recipe, known_name
 from vidllm.train.room_source import RoomMakers, RoomScenes, RoomSource
-from vidllm.train.run_folder import ADAPTER_NAME, LOG_NAME, checkpoint_to_resume, publish, write_recipe
+from vidllm.train.run_folder import (
+    ADAPTER_NAME,
+    LOG_NAME,
+    check_processes,
+    checkpoint_to_resume,
+    clear_unbegun,
+    drop_lines_after,
+    publish,
+    write_recipe,
+)
 from vidllm.train.scene_data import SceneCollator, SceneDataset, SceneVisits
+from vidllm.train.whole_weights import whole_model, whole_state
 
 
 if TYPE_CHECKING:
@@ -66,16 +78,16 @@ class RunLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the lines up to the step that the run starts from."""
-        if state.is_world_process_zero and self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if state.is_world_process_zero:
+            drop_lines_after(self.path, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         """Add a line."""
         if state.is_world_process_zero and logs and "loss" in logs:
+            # How long it still takes is for whoever looks on.
+            line = {name: value for name, value in logs.items() if name != "eta_s"}
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(json.dumps({"step": state.global_step, **line}) + "\n")
 
 
 @dataclass(frozen=True)
@@ -175,7 +187,8 @@ def joint_data(
             "skipped": {name: skipped.summary() for name, skipped in scenes.skipped.items()},
         }
     }
-    visits = SceneVisits(scenes, num_visits, chosen.seed)
+    per_step = chosen.batch_size * chosen.accumulation * PartialState().num_processes
+    visits = SceneVisits(scenes, num_visits, chosen.seed, per_step if chosen.group_by_length else 1)
     held = None
     if chosen.held_out is not None:
         held = _held_out_files(chosen, SceneCollator(processor, frame_choice="uniform", **settings))
@@ -249,6 +262,9 @@ def training_arguments(
     Returns:
         `TrainingArguments`
 
+    Raises:
+        ValueError: `report_to` names what transformers does not know, or what is not installed.
+
     Source:
         Paper: AdamW, betas, weight decay, clip. Ours: everything else.
     """
@@ -285,10 +301,19 @@ def training_arguments(
         save_strategy="steps",
         save_steps=chosen.save_every,
         save_total_limit=chosen.keep_checkpoints,
-        report_to="none",
+        report_to=_checked_reporters(chosen.report_to),
         seed=chosen.seed,
         disable_tqdm=not sys.stderr.isatty(),
     )
+
+
+def _checked_reporters(names: Sequence[str]) -> list[str]:
+    """Where else the log goes; what the Trainer takes for nowhere is no name at all."""
+    for name in names:
+        known_name("report_to", name, INTEGRATION_TO_CALLBACK)
+        if name not in get_available_reporting_integrations():
+            raise ValueError(f"report_to: wanted what is installed; got {name!r}, whose package is not")
+    return list(names)
 
 
 def train_joint(
@@ -313,7 +338,7 @@ def train_joint(
         `VidLLMJointTrainer`: after training; `<out>` is a complete Hub folder.
 
     Raises:
-        ValueError: The recipe, the folder or the data are not usable.
+        ValueError: The recipe, the folder or the data are not usable, or a run would go on with other scenes per step.
         FloatingPointError: A loss was not finite; names the samples.
 
     Source:
@@ -324,7 +349,8 @@ def train_joint(
     args = training_arguments(chosen, out_dir, use_cpu)
     state = PartialState()
     checkpoint = checkpoint_to_resume(out_dir, resume) if resume or state.is_main_process else None
-    args.eval_on_start = chosen.held_out is not None and not resume
+    check_processes(checkpoint, state.num_processes, chosen.batch_size, chosen.accumulation)
+    args.eval_on_start = chosen.held_out is not None and checkpoint is None
     # Nobody writes before everybody has looked.
     state.wait_for_everyone()
     four_bits = chosen.lora is not None and chosen.lora.four_bits
@@ -333,8 +359,9 @@ def train_joint(
         chosen = replace(chosen, num_frames=processor.video_processor.num_frames)
     num_visits = chosen.steps * chosen.batch_size * chosen.accumulation * state.num_processes
     with joint_data(chosen, model.config, processor, num_visits, out_dir) as data:
+        was_metric = model.config.is_metric
         if chosen.lora is not None:
-            model = add_lora(model, chosen.lora, with_geometry=data.has_geometry, seed=chosen.seed)
+            model = add_lora(model, chosen.lora, data.has_geometry, chosen.seed, chosen.train_only)
         trainer = VidLLMJointTrainer(
             model=model,
             args=args,
@@ -353,20 +380,46 @@ def train_joint(
             processing_class=processor,
             callbacks=[RunLog(out_dir), HeldOutLog(out_dir), *callbacks],
         )
+        # PEFT puts an adapter on a model that still says that its lengths are relative: boxes would be in another unit than those learned.
+        has_adapter = chosen.lora is not None and trainer.model_config.is_metric == was_metric
         if state.is_main_process:
+            logger.info("%s: what is trained\n%s", chosen.name, parameter_table(model, trainer.unreachable_parameters))
+            if resume and checkpoint is None:
+                logger.warning("--resume: %s has no checkpoint yet; the run starts anew", out_dir)
+                clear_unbegun(out_dir)
+            if chosen.lora is not None and not has_adapter:
+                logger.warning(
+                    "lora: this run teaches %s metres, which an adapter alone cannot say: the merged model is written, and no %s/; an adapter "
+                    "wants a base that gives metres, or train_only without metric_depth",
+                    chosen.model,
+                    ADAPTER_NAME,
+                )
             facts = {**data.facts, "processes": state.num_processes}
             for line in write_recipe(chosen, out_dir, checkpoint, facts):
                 logger.warning("resumed with another recipe: %s", line)
         state.wait_for_everyone()
         trainer.train(resume_from_checkpoint=checkpoint)
+    finished = trainer.accelerator.unwrap_model(trainer.model)
+    weights = whole_state(finished, lambda: trainer.accelerator.get_state_dict(trainer.model_wrapped))
     if state.is_main_process:
-        finished = trainer.accelerator.unwrap_model(trainer.model)
         if chosen.lora is not None:
-            base = starting_model(chosen)[0] if four_bits else None
-            finished = save_and_merge(finished, out_dir / ADAPTER_NAME, base)
+            base = starting_model(chosen)[0] if four_bits or weights is not None else None
+            finished = save_and_merge(finished, out_dir / ADAPTER_NAME if has_adapter else None, base, weights)
+        elif weights is not None:
+            finished = whole_model(finished, weights)
         publish(finished.eval(), processor, out_dir)
     state.wait_for_everyone()
     return trainer
+
+
+def log_to_stderr() -> None:
+    """What a training command says besides its log: warnings, and of this package what is trained.
+
+    Source:
+        Ours.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("vidllm.train").setLevel(logging.INFO)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -390,7 +443,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
     parser.add_argument("--cpu", action="store_true", help="leave accelerators alone")
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     disable_progress_bar()
     disable_progress_bars()
     try:
@@ -408,6 +461,7 @@ __all__ = [
     "RunLog",
     "VidLLMJointTrainer",
     "joint_data",
+    "log_to_stderr",
     "main",
     "starting_model",
     "train_joint",

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from transformers import TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
 from vidllm.modeling_vidllm.cross_task_adapter_vidllm import VidLLMCrossTaskAdapter
@@ -68,6 +69,23 @@ def base_model(model: nn.Module) -> nn.Module:
         Upstream: huggingface/peft `get_base_model`.
     """
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def learns_metres(model: nn.Module) -> bool:
+    """Whether the part that gives metres is trained.
+
+    Args:
+        model (`nn.Module`): A `VidLLMForConditionalGeneration`, or a `PeftModel` around it.
+
+    Returns:
+        `bool`: of the metric depth, or, of a model without it, of the reconstruction.
+
+    Source:
+        Ours: a model must not say metres of what nobody taught it.
+    """
+    core = base_model(model).model
+    part = core.reconstruction if core.metric_depth is None else core.metric_depth
+    return any(parameter.requires_grad for parameter in part.parameters())
 
 
 def freeze_for_joint(
@@ -152,7 +170,10 @@ def _train_only(model: nn.Module, core: nn.Module, expression: str) -> None:
 
 
 def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:
-    """`train` of a part that is not trained."""
+    """`train` of a part that is not trained: what gradients pass through may still be computed twice instead of kept, which is asked of layers in training."""
+    for layer in module.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = mode
     return module
 
 
@@ -166,7 +187,7 @@ class VidLLMJointTrainer(CountedTrainer):
         given_geometry (`MixingSchedule`, *optional*): With which probability a video with true cameras and depth is given them. Keyed by the
             run's seed, the step and the video's first sample.
         plugins (`Sequence[LossPlugin]`): Further losses.
-        has_metric_depth (`bool`): Whether the data has depth in metres; the model then says so of its outputs, from the start.
+        has_metric_depth (`bool`): Whether the data has depth in metres; a model that learns from it says so of its outputs, from the start.
         freeze_encoder (`bool`): Whether the vision encoder stays as it is.
         freeze_geometry (`bool`): Whether reconstruction and metric depth stay as they are, see `freeze_for_joint`.
         train_only (`str`, *optional*): Names of the parameters that are trained, see `freeze_for_joint`.
@@ -200,7 +221,7 @@ class VidLLMJointTrainer(CountedTrainer):
         self.check_arguments(args)
         self.unreachable_parameters = freeze_for_joint(model, freeze_encoder, freeze_geometry, train_only)
         config = base_model(model).config
-        config.is_metric = config.is_metric or has_metric_depth
+        config.is_metric = config.is_metric or (has_metric_depth and learns_metres(model))
         has_use_cache = "use_cache" in config.__dict__
         super().__init__(model=model, args=args, learning_rate_factors=learning_rate_factors, **kwargs)
         if not has_use_cache:
@@ -339,4 +360,12 @@ def first_logit(labels: torch.Tensor) -> int:
     return max(int(columns[0]) - 1, 0) if len(columns) else labels.shape[1] - 1
 
 
-__all__ = ["TERMS", "LossPlugin", "VidLLMJointTrainer", "base_model", "first_logit", "freeze_for_joint"]
+__all__ = [
+    "TERMS",
+    "LossPlugin",
+    "VidLLMJointTrainer",
+    "base_model",
+    "first_logit",
+    "freeze_for_joint",
+    "learns_metres",
+]

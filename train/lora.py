@@ -1,5 +1,9 @@
 """LoRA on the language model: its own weights stay, adapters and the geometry and grounding modules are trained."""
 
+import contextlib
+import re
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,11 @@ _WHOLE_MODULES = ("adapter", "scene_tokens", "point_embedding", "grounding")
 
 
 def add_lora(
-    model: VidLLMForConditionalGeneration, settings: LoraSettings, with_geometry: bool = True, seed: int = 0
+    model: VidLLMForConditionalGeneration,
+    settings: LoraSettings,
+    with_geometry: bool = True,
+    seed: int = 0,
+    train_only: str | None = None,
 ) -> Any:
     """Put adapters on the language model.
 
@@ -28,6 +36,7 @@ def add_lora(
         settings (`LoraSettings`): Rank, scale, names of the layers.
         with_geometry (`bool`): Whether reconstruction and metric depth are trained too.
         seed (`int`): Of the adapters' first values; the caller's random state is left as it was.
+        train_only (`str`, *optional*): Names of the parameters that will be trained; a part without any is not saved with the adapter.
 
     Returns:
         `PeftModel`: around the model.
@@ -49,7 +58,7 @@ def add_lora(
     if model.lm_head.weight is not embedding.weight:
         rows["lm_head"] = token_ids
     whole = [*_WHOLE_MODULES, *(GEOMETRY_MODULES if with_geometry else ())]
-    whole = [f"model.{name}" for name in whole if getattr(core, name) is not None]
+    whole = [f"model.{name}" for name in whole if _is_trained(name, getattr(core, name), train_only)]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -67,6 +76,14 @@ def add_lora(
     if outside:
         raise ValueError(f"lora.targets: wanted layers of the language model alone; got {outside[0]}")
     return wrapped
+
+
+def _is_trained(name: str, part: nn.Module | None, train_only: str | None) -> bool:
+    """Whether an expression of trained parameters, if there is one, fits any of a part that is trained whole, by the names it will have."""
+    if part is None or train_only is None:
+        return part is not None
+    names = [f"base_model.model.model.{name}.modules_to_save.default.{of}" for of, _ in part.named_parameters()]
+    return any(re.search(train_only, known) for known in names)
 
 
 def four_bit_settings(compute_dtype: torch.dtype) -> dict[str, Any]:
@@ -96,15 +113,19 @@ def four_bit_settings(compute_dtype: torch.dtype) -> dict[str, Any]:
 
 
 def save_and_merge(
-    model: Any, folder: str | Path, base: VidLLMForConditionalGeneration | None = None
+    model: Any,
+    folder: str | Path | None,
+    base: VidLLMForConditionalGeneration | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> PreTrainedModel | nn.Module:
     """Save the adapter, and melt it into the weights.
 
     Args:
         model (`PeftModel`): Trained; it is taken apart, unless there is a base.
-        folder (`str` or `Path`): For the adapter.
+        folder (`str` or `Path`, *optional*): For the adapter; None keeps none.
         base (`VidLLMForConditionalGeneration`, *optional*): Whose weights it is melted into instead of the model's own: what the model was
-            before it was held in 4 bits. It is changed.
+            before it was held in 4 bits, or spread over processes. It is changed.
+        state (`Mapping[str, torch.Tensor]`, *optional*): Weights of the model where it does not hold them itself; wants a base.
 
     Returns:
         `VidLLMForConditionalGeneration`: with the adapters merged.
@@ -114,11 +135,14 @@ def save_and_merge(
     """
     from peft import PeftModel
 
-    model.save_pretrained(str(folder))
     if base is None:
+        if folder is not None:
+            model.save_pretrained(str(folder))
         return model.merge_and_unload()
-    base.config.is_metric = model.get_base_model().config.is_metric
-    return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+    with contextlib.nullcontext(str(folder)) if folder is not None else tempfile.TemporaryDirectory() as place:
+        model.save_pretrained(place, state_dict=state)
+        base.config.is_metric = model.get_base_model().config.is_metric
+        return PeftModel.from_pretrained(base, place).merge_and_unload()
 
 
 __all__ = ["add_lora", "four_bit_settings", "save_and_merge"]

@@ -7,7 +7,9 @@ import torch
 
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.train.clip_data import ClipCollator, ClipFolder, ClipFrames
-from vidllm.train.teachers import FeatureFacts, FeatureWriter, VisionTeacher
+from vidllm.train.distill_recipes import DistillRecipe
+from vidllm.train.feature_folder import FeatureFacts, FeatureFolder, FeatureWriter, is_feature_folder
+from vidllm.train.teachers import VisionTeacher
 
 
 def precompute(
@@ -18,7 +20,9 @@ def precompute(
     frames_per_pass: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write a teacher's features of all kept frames of all clips; what is there already is left.
+    """Write a teacher's features of all kept frames of all clips; what is there already of the very same clips is left.
+
+    Clips that are held out need features too: a second call with their folder and the same `out_dir` adds them.
 
     Args:
         teacher (`VisionTeacher`): The teacher, on its device.
@@ -45,19 +49,44 @@ def precompute(
     )
     written = 0
     for number, name in enumerate(clips.names):
-        if name not in writer:
-            reader = clips.reader(name)
+        reader = clips.reader(name)
+        identity = clips.identity(name, reader)
+        if not writer.holds(name, identity):
             indices = clips.kept(reader)
             rgb = [frame.rgb for frame in reader.frames(indices, depth=False)]
             batch = collator([ClipFrames(name, indices, rgb)])
             frames = (batch["pixel_values_videos"][0] * std + mean).clamp(0, 1)
             parts = [teacher.features(part.to(teacher.mean.device), ()) for part in frames.split(frames_per_pass)]
             features = torch.cat([part.cpu() for part, _ in parts])
-            writer.write(name, indices, features, parts[0][1], tuple(frames.shape[-2:]))
+            writer.write(name, identity, indices, features, parts[0][1], tuple(frames.shape[-2:]))
             written += 1
         if progress is not None:
             progress(number + 1, len(clips))
     return written
 
 
-__all__ = ["precompute"]
+def check_clips_have_features(chosen: DistillRecipe) -> None:
+    """Look for the features of all clips of a run, of those that are held out too, before it starts.
+
+    Args:
+        chosen (`DistillRecipe`): The recipe; nothing is looked at where both teachers are models.
+
+    Raises:
+        ValueError: A clip has none; names it.
+
+    Source:
+        Ours: a run would otherwise stop at the first visit of such a clip.
+    """
+    teachers = (chosen.geometry_teacher, chosen.language_teacher)
+    folders = [FeatureFolder(place) for place in teachers if place is not None and is_feature_folder(place)]
+    held = None if chosen.held_out is None else chosen.held_out.clips
+    for root in (chosen.clips, held):
+        if root is None or not folders:
+            continue
+        clips = ClipFolder(root, chosen.frames_kept)
+        for name in clips.names:
+            for folder in folders:
+                folder.file_of(name, clips.identity(name))
+
+
+__all__ = ["check_clips_have_features", "precompute"]

@@ -4,121 +4,23 @@ A field is changed by `with_settings(recipe, ["learning_rate=1e-4", "losses.weig
 by the field's type and never evaluated.
 """
 
-import difflib
 import math
-import re
 import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from vidllm.train.held_out import HeldOutSettings
+from vidllm.train.held_out import HeldOutSettings, same_place
 from vidllm.train.losses import JointLossSettings
 from vidllm.train.presets import PRESETS
+from vidllm.train.recipe_parts import LoraSettings, MixingSchedule
+from vidllm.train.recipe_settings import check_expression, check_factors, known_name, plain, require, with_settings
 from vidllm.train.room_source import RoomsSettings
 
 
-Recipe = typing.TypeVar("Recipe")
 PRECISIONS = ("float32", "bfloat16")
 # Weights of losses on what only rooms know.
 ROOM_LOSSES = ("dense_labels", "loc_labels", "dense_matching")
 SCHEDULES = ("cosine", "linear", "constant_with_warmup")
-# Attention and feed-forward of the language model, by the names that most decoders of transformers use.
-LANGUAGE_MODEL_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-
-
-def _wanted(held: bool, where: str, wanted: str, got: Any) -> None:
-    """One clear error."""
-    if not held:
-        raise ValueError(f"{where}: wanted {wanted}; got {got!r}")
-
-
-@dataclass(frozen=True)
-class MixingSchedule:
-    """With which probability a video is given something true instead of what the model predicts.
-
-    Args:
-        start (`float`): At the first step.
-        end (`float`): From `until` on.
-        until (`float`): Share of the run after which the end is reached.
-        shape (`str`): `linear` or `cosine` between them.
-
-    Raises:
-        ValueError: A number is not in 0..1, or the shape is unknown.
-
-    Source:
-        Ours: language can be learned while perception is not there yet; a model that is never told learns to live with its own.
-    """
-
-    start: float = 1.0
-    end: float = 0.0
-    until: float = 0.5
-    shape: str = "cosine"
-
-    def __post_init__(self) -> None:
-        for name in ("start", "end", "until"):
-            _wanted(0 <= getattr(self, name) <= 1, f"mixing.{name}", "a number in 0..1", getattr(self, name))
-        _wanted(self.shape in ("linear", "cosine"), "mixing.shape", "linear or cosine", self.shape)
-
-    def share(self, progress: float) -> float:
-        """Probability at a point of the run.
-
-        Args:
-            progress (`float`): Steps done by steps of the run, 0..1.
-
-        Returns:
-            `float`: 0..1.
-
-        Source:
-            Ours.
-        """
-        done = 1.0 if progress >= self.until else progress / self.until
-        if self.shape == "cosine":
-            done = (1 - math.cos(math.pi * done)) / 2
-        return self.start + (self.end - self.start) * done
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters on the language model; its own weights stay as they are.
-
-    Args:
-        rank (`int`): Of the adapters.
-        alpha (`float`): Their scale times the rank.
-        dropout (`float`): On their input.
-        targets (`str`): Regular expression of the names of the linear layers that get one.
-        dora (`bool`): DoRA: the length of each row of a weight is learned apart from its direction.
-        four_bits (`bool`): Hold the language model's own weights in 4 bits while it is trained (QLoRA); wants bitsandbytes. What is written at
-            the end has the checkpoint's own weights.
-
-    Raises:
-        ValueError: A number is out of range.
-
-    Source:
-        Upstream: huggingface/peft LoraConfig.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    targets: str = LANGUAGE_MODEL_LAYERS
-    dora: bool = False
-    four_bits: bool = False
-
-    def __post_init__(self) -> None:
-        _wanted(self.rank >= 1, "lora.rank", "at least 1", self.rank)
-        _wanted(self.alpha > 0, "lora.alpha", "a positive number", self.alpha)
-        _wanted(0 <= self.dropout < 1, "lora.dropout", "a number in 0..1", self.dropout)
-        _check_expression("lora.targets", self.targets)
-
-
-def _check_expression(where: str, expression: str) -> None:
-    """A regular expression that compiles."""
-    try:
-        re.compile(expression)
-    except re.error as error:
-        raise ValueError(f"{where}: wanted a regular expression; got {expression!r} ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -162,11 +64,13 @@ class JointRecipe:
         freeze_encoder (`bool`): Whether the vision encoder stays as it is.
         train_only (`str`, *optional*): Regular expression of parameter names: all others stay as they are, and their modules in evaluation mode.
         lora (`LoraSettings`, *optional*): Adapters on the language model instead of training it.
+        group_by_length (`bool`): Whether forwards of a step hold scenes of about the same length, of files; every step keeps its scenes.
         held_out (`HeldOutSettings`, *optional*): Scenes that are not learned from, and how often all losses are measured on them.
         seed (`int`): Of everything that is drawn.
         log_every (`int`): Steps between lines of the log.
         save_every (`int`): Steps between checkpoints.
         keep_checkpoints (`int`): How many are kept.
+        report_to (`tuple` of `str`): Where the log goes besides the folder of the run, such as `tensorboard` or `wandb`.
 
     Raises:
         ValueError: A field is out of range.
@@ -214,30 +118,32 @@ class JointRecipe:
     freeze_encoder: bool = True
     train_only: str | None = None
     lora: LoraSettings | None = None
+    group_by_length: bool = False
     held_out: HeldOutSettings | None = None
     # the run
     seed: int = 0
     log_every: int = 10
     save_every: int = 500
     keep_checkpoints: int = 2
+    report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "log_every", "save_every", "keep_checkpoints"):
-            _wanted(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("prompts_per_scene", "workers", "seed"):
-            _wanted(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         for name in ("weight_decay", "clip", *ROOM_LOSSES, "data_weight"):
             value = getattr(self, name)
-            _wanted(0 <= value < math.inf, name, "a number of at least 0", value)
-        _wanted(0 < self.learning_rate < math.inf, "learning_rate", "a positive number", self.learning_rate)
-        _wanted(0 <= self.warmup < 1, "warmup", "a share of the steps, 0..1", self.warmup)
-        _wanted(
+            require(0 <= value < math.inf, name, "a number of at least 0", value)
+        require(0 < self.learning_rate < math.inf, "learning_rate", "a positive number", self.learning_rate)
+        require(0 <= self.warmup < 1, "warmup", "a share of the steps, 0..1", self.warmup)
+        require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             "betas",
             "two numbers in 0..1",
             self.betas,
         )
-        _wanted(self.num_frames is None or self.num_frames >= 1, "num_frames", "at least 1", self.num_frames)
+        require(self.num_frames is None or self.num_frames >= 1, "num_frames", "at least 1", self.num_frames)
         for name, known in (
             ("precision", PRECISIONS),
             ("weights_dtype", PRECISIONS),
@@ -246,14 +152,12 @@ class JointRecipe:
             ("reply_choice", ("first", "random")),
         ):
             value = getattr(self, name)
-            _wanted(value in known, name, f"one of {', '.join(known)}", value)
-        for expression, factor in self.learning_rate_factors.items():
-            _check_expression("learning_rate_factors", expression)
-            _wanted(0 <= factor < math.inf, f"learning_rate_factors.{expression}", "a factor of at least 0", factor)
+            require(value in known, name, f"one of {', '.join(known)}", value)
+        check_factors(self.learning_rate_factors)
         if self.train_only is not None:
-            _check_expression("train_only", self.train_only)
+            check_expression("train_only", self.train_only)
         unknown = sorted(set(self.variants) - set(self.benchmarks))
-        _wanted(not unknown, "variants", f"names among the benchmarks {', '.join(self.benchmarks)}", unknown)
+        require(not unknown, "variants", f"names among the benchmarks {', '.join(self.benchmarks)}", unknown)
 
     def check(self) -> None:
         """Check what only the finished recipe can say: that there is a model and data, and that the fields fit together.
@@ -290,6 +194,13 @@ class JointRecipe:
             raise ValueError(
                 f"{self.name}: wanted another split for held_out than is learned from; got {held.split!r}"
             )
+        if held is not None:
+            files = "data" if self.data_root is None else "split"
+            held.check_read(self.name, None if self.rooms is not None else files)
+            if self.data is not None and held.data is not None and same_place(held.data, self.data):
+                raise ValueError(
+                    f"{self.name}: wanted another file for held_out than is learned from; got {held.data}"
+                )
         if self.lora is not None and not self.freeze_encoder:
             raise ValueError(f"{self.name}: wanted freeze_encoder with lora; got a trained encoder")
         if self.lora is not None and self.model in PRESETS:
@@ -345,8 +256,6 @@ def nano_perception() -> JointRecipe:
         drowns what tells camera tokens apart.
     """
     weights = {
-        "camera_translation": 5.0,
-        "camera_rotation": 5.0,
         "camera_fov": 0.3,
         "depth_confidence": 0.05,
         "depth_regression": 2.0,
@@ -377,7 +286,7 @@ def nano_perception() -> JointRecipe:
         workers=1,
         losses=replace(losses, weights={**losses.weights, **weights}),
         dense_labels=1.0,
-        dense_matching=2.0,
+        dense_matching=1.0,
         given_geometry=MixingSchedule(start=1.0, end=0.0, until=0.6),
         freeze_encoder=False,
         log_every=20,
@@ -431,7 +340,6 @@ def _nano_rooms() -> RoomsSettings:
         first_blocks=64,
         unlocked_at=0.6,
         makers=1,
-        even_share=0.5,
     )
 
 
@@ -465,7 +373,9 @@ def scannet() -> JointRecipe:
         `JointRecipe`: complete but for model and data.
 
     Source:
-        Paper: 32 uniform frames, AdamW, frozen encoder. Ours: learning rates, batch, steps, shares.
+        Paper: 32 uniform frames, AdamW, frozen encoder. Ours: adapters instead of the whole language model; learning rate (no factor for the
+        language model: all of it that is trained is adapters, which start from nothing, and the rows of two new tokens), batch, steps, shares.
+        Without adapters it is `paper_stage2`, at half its length and without its factor.
     """
     return JointRecipe(
         name="scannet",
@@ -480,7 +390,6 @@ def scannet() -> JointRecipe:
         batch_size=1,
         accumulation=2,
         learning_rate=1e-4,
-        learning_rate_factors={r"language_model|lm_head": 0.1},
         precision="bfloat16",
         activation_checkpointing=True,
         workers=8,
@@ -496,8 +405,16 @@ def paper_stage2() -> JointRecipe:
 
     Source:
         Paper: AdamW (0.9, 0.999), weight decay 0.05, clip 1.0, 32 uniform frames, frozen encoder (its Fig. 3; its text trains everything), unit
-        weights (eq. 8). Ours, because the paper does not state it: learning rates, steps, batch, warm-up, prompts per scene, and shares of
-        the benchmarks.
+        weights (eq. 8). Ours, because the paper does not state it:
+        - learning rate 1e-4: usual for parts that start from random weights; a tenth of it for the language model, which is pretrained and
+          should not forget how to speak.
+        - 20,000 steps: as many as stage 1; `held_out` says whether more help.
+        - batch: one scene per device and forward, because 32 frames at 518 pixels leave room for no second one on common devices; two forwards
+          per step, because a step of few scenes is noisy.
+        - warm-up 3 % of the steps: AdamW's averages know nothing at first.
+        - 8 prompts per scene: they share the encoding of the scene, which costs most; more would make the language model's row the longer part.
+        - equal shares of the benchmarks: the paper reports all of them, and none stands for another; Scan2Cap has a row per description, so that
+          each one is learned.
     """
     return JointRecipe(
         name="paper_stage2",
@@ -526,7 +443,8 @@ def single_gpu_lora() -> JointRecipe:
         `JointRecipe`: complete but for model and data.
 
     Source:
-        Ours.
+        Ours: adapters and the rows of two new tokens learn at the full rate, see `scannet`; half the frames and rank fit one device, and eight
+        forwards per step stand for the devices that are not there.
     """
     return replace(
         scannet(),
@@ -601,118 +519,10 @@ def recipe(name: str) -> JointRecipe:
     return RECIPES[known_name("recipe", name, RECIPES)]()
 
 
-def known_name(where: str, name: str, known: typing.Iterable[str]) -> str:
-    """A known name, or an error with the closest one.
-
-    Args:
-        where (`str`): What is named, for the message.
-        name (`str`): As given.
-        known (`Iterable[str]`): All names.
-
-    Returns:
-        `str`: the name.
-
-    Raises:
-        ValueError: It is not known.
-
-    Source:
-        Ours.
-    """
-    known = list(known)
-    if name in known:
-        return name
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"{where}: wanted one of {', '.join(known)}; got {name!r}{hint}")
-
-
-def with_settings(base: Recipe, settings: Sequence[str]) -> Recipe:
-    """A recipe with other values.
-
-    Args:
-        base (a dataclass such as `JointRecipe`): To start from.
-        settings (`Sequence[str]`): `field=value`; parts of a field by dots (`rooms.num_rooms=100`, `benchmarks.scanqa=0.5`). `none` empties
-            a field that may be empty, `default` gives one of several parts its defaults; tuples are separated by commas, mappings
-            written as `name:value,name:value`.
-
-    Returns:
-        The same kind of recipe; the others unchanged.
-
-    Raises:
-        ValueError: No `=`, an unknown field (the closest one is suggested), or a value of another type or out of range.
-
-    Source:
-        Ours: parsed by the field's type.
-    """
-    changed = base
-    for setting in settings:
-        path, separator, text = setting.partition("=")
-        if not separator:
-            raise ValueError(f"--set {setting}: wanted field=value")
-        changed = _replaced(changed, path.strip().split("."), text.strip(), f"--set {path.strip()}")
-    return changed
-
-
-def _replaced(part: Any, path: list[str], text: str, where: str) -> Any:
-    """A dataclass with one value changed, however deep it lies."""
-    name = known_name(where, path[0], [item.name for item in fields(part)])
-    hint = typing.get_type_hints(type(part))[name]
-    value, inner = getattr(part, name), _without_none(hint)
-    if len(path) == 1:
-        return replace(part, **{name: _parsed(hint, text, where)})
-    if is_dataclass(inner):
-        value = inner() if value is None else value
-        return replace(part, **{name: _replaced(value, path[1:], text, where)})
-    if typing.get_origin(inner) is Mapping:
-        entry = _parsed(typing.get_args(inner)[1], text, where)
-        return replace(part, **{name: {**value, ".".join(path[1:]): entry}})
-    raise ValueError(f"{where}: wanted {name} without further parts")
-
-
-def _without_none(hint: Any) -> Any:
-    """`X` of `X | None`."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return next(option for option in typing.get_args(hint) if option is not type(None))
-    return hint
-
-
-def _parsed(hint: Any, text: str, where: str) -> Any:
-    """A value of a type from its text."""
-    inner = _without_none(hint)
-    if inner is not hint and text.lower() == "none":
-        return None
-    if is_dataclass(inner):
-        _wanted(
-            text == "default", where, f"{'none or ' * (inner is not hint)}default, or one of its parts by a dot", text
-        )
-        return inner()
-    origin = typing.get_origin(inner)
-    if origin is tuple:
-        kinds, texts = typing.get_args(inner), text.split(",")
-        kinds = (kinds[0],) * len(texts) if kinds[-1] is ... else kinds
-        _wanted(len(texts) == len(kinds), where, f"{len(kinds)} values separated by commas", text)
-        return tuple(_parsed(kind, item.strip(), where) for kind, item in zip(kinds, texts, strict=True))
-    if origin is Mapping:
-        pairs = [pair.rpartition(":") for pair in text.split(",") if pair.strip()]
-        _wanted(all(middle for _, middle, _ in pairs), where, "name:value, several separated by commas", text)
-        return {key.strip(): _parsed(typing.get_args(inner)[1], value.strip(), where) for key, _, value in pairs}
-    if inner is bool:
-        _wanted(text.lower() in ("true", "false"), where, "true or false", text)
-        return text.lower() == "true"
-    if inner is str:
-        return text
-    try:
-        value = inner(text)
-    except ValueError:
-        value = math.nan
-    _wanted(math.isfinite(value), where, {int: "a whole number", float: "a number"}[inner], text)
-    return value
-
-
-def chosen_recipe(
+def changed_recipe(
     name: str, settings: Sequence[str] = (), data: str | None = None, data_root: str | None = None
 ) -> JointRecipe:
-    """A complete, checked recipe of what a command line says.
+    """A recipe of what a command line says; it may be incomplete.
 
     Args:
         name (`str`): Of a recipe.
@@ -724,7 +534,7 @@ def chosen_recipe(
         `JointRecipe`
 
     Raises:
-        ValueError: See `with_settings` and `JointRecipe.check`.
+        ValueError: See `recipe` and `with_settings`.
 
     Source:
         Ours.
@@ -734,30 +544,32 @@ def chosen_recipe(
         chosen = replace(chosen, rooms=None, data=data, data_root=data_root, **dict.fromkeys(ROOM_LOSSES, 0.0))
         if data_root is None:
             chosen = replace(chosen, benchmarks={}, variants={})
-    chosen = with_settings(chosen, settings)
-    chosen.check()
-    return chosen
+    return with_settings(chosen, settings)
 
 
-def plain(value: Any) -> Any:
-    """Settings as JSON takes them.
+def chosen_recipe(
+    name: str, settings: Sequence[str] = (), data: str | None = None, data_root: str | None = None
+) -> JointRecipe:
+    """A complete, checked recipe of what a command line says.
 
     Args:
-        value: A dataclass, or anything in its fields.
+        name (`str`): See `changed_recipe`.
+        settings (`Sequence[str]`): See there.
+        data (`str`, *optional*): See there.
+        data_root (`str`, *optional*): See there.
 
     Returns:
-        dicts, lists, texts, numbers.
+        `JointRecipe`
+
+    Raises:
+        ValueError: See `changed_recipe` and `JointRecipe.check`.
 
     Source:
         Ours.
     """
-    if is_dataclass(value):
-        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
+    chosen = changed_recipe(name, settings, data, data_root)
+    chosen.check()
+    return chosen
 
 
 __all__ = [
@@ -765,6 +577,7 @@ __all__ = [
     "JointRecipe",
     "LoraSettings",
     "MixingSchedule",
+    "changed_recipe",
     "chosen_recipe",
     "debug",
     "known_name",

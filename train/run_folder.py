@@ -1,12 +1,12 @@
 """The folder of a training run: what it depends on, its log, and the finished checkpoint.
 
 ```
-<out>/recipe.json        the resolved recipe, versions, commit; before step 0
+<out>/recipe.json        the resolved recipe, versions, commit, processes; before step 0, and again of every resume
 <out>/log.jsonl          one line per logged step
 <out>/held_out.jsonl     one line per look at scenes that are not learned from, where the recipe says so
 <out>/checkpoint-N/      weights, processor, code, state of optimizer and random numbers: to resume
 <out>/                   at the end, weights, processor and code: a complete Hub folder
-<out>/adapter/           of a LoRA run, the adapter alone
+<out>/adapter/           of a LoRA run, the adapter alone; not where the run gave the model metres, which no adapter can say
 <out>/not-finite-N-P.json  of a run that stopped at step N: which samples had a loss that was not finite, by process
 ```
 """
@@ -25,11 +25,16 @@ import torch
 
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.processing_vidllm import VidLLMProcessor
+from vidllm.train.held_out import HELD_OUT_NAME
 from vidllm.train.initialise import save_checkpoint
 from vidllm.train.recipes import plain
 
 
 RECIPE_NAME, LOG_NAME, ADAPTER_NAME = "recipe.json", "log.jsonl", "adapter"
+STATE_NAME = "trainer_state.json"
+# What a run may have written before its first checkpoint; `runs` is TensorBoard's.
+_BEFORE_A_CHECKPOINT = {RECIPE_NAME, LOG_NAME, HELD_OUT_NAME, "rooms", "runs"}
+_NOT_FINITE = re.compile(r"^not-finite-\d+-\d+\.json$")
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _PACKAGES = ("vidllm", "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "safetensors")
 # Fields that a resumed run may have differently without becoming another run.
@@ -38,6 +43,7 @@ _FREE_FIELDS = (
     "log_every",
     "save_every",
     "keep_checkpoints",
+    "report_to",
     "rooms_cache",
     "data_root",
     "data",
@@ -101,49 +107,112 @@ def checkpoint_to_resume(out_dir: Path, resume: bool | str) -> str | None:
         resume (`bool` or `str`): Whether to go on from the last checkpoint, or from which.
 
     Returns:
-        `str`, or None: start anew.
+        `str`, or None: start anew; with `resume` because the run was killed before its first checkpoint.
 
     Raises:
         ValueError: There is nothing to go on from, or something that would be overwritten.
 
     Source:
-        Ours.
+        Ours: a run that was killed while it saved leaves a checkpoint whose last file is absent, or empty; the one before it counts.
     """
     if isinstance(resume, str):
-        if not (Path(resume) / "trainer_state.json").is_file():
+        if not _is_whole(Path(resume)):
             raise ValueError(f"--resume: wanted a folder checkpoint-N of a run; got {resume}")
         return resume
-    numbered = {
-        int(match[1]): path for path in out_dir.glob("checkpoint-*") if (match := _CHECKPOINT.match(path.name))
-    }
-    # A run that was killed while it saved leaves one without its last file.
-    last = [numbered[step] for step in sorted(numbered) if (numbered[step] / "trainer_state.json").is_file()][-1:]
+    last = _last_whole(out_dir)
+    if resume and last is not None:
+        return str(last)
+    if resume and _is_unbegun(out_dir):
+        return None
     if resume:
-        if not last:
-            raise ValueError(f"--resume: wanted a run with a checkpoint; {out_dir} has none")
-        return str(last[0])
+        raise ValueError(f"--resume: wanted a run with a checkpoint; {out_dir} has none")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        hint = "; --resume goes on from its last checkpoint" if last else ""
+        hint = ""
+        if last is not None:
+            hint = "; --resume goes on from its last checkpoint"
+        elif _is_unbegun(out_dir):
+            hint = "; it has no checkpoint yet: --resume starts it anew"
         raise ValueError(
             f"output folder: wanted a new or empty folder; got {out_dir}, which holds something already{hint}"
         )
     return None
 
 
+def _checkpoints(out_dir: Path) -> dict[int, Path]:
+    """Folders `checkpoint-N` by N."""
+    found = out_dir.glob("checkpoint-*")
+    return {int(match[1]): path for path in found if (match := _CHECKPOINT.match(path.name))}
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint has its last file."""
+    try:
+        state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(state, dict) and "global_step" in state
+
+
+def _last_whole(out_dir: Path) -> Path | None:
+    """The last checkpoint that has its last file."""
+    numbered = _checkpoints(out_dir)
+    return next((numbered[step] for step in sorted(numbered, reverse=True) if _is_whole(numbered[step])), None)
+
+
+def _is_unbegun(out_dir: Path) -> bool:
+    """Whether a folder holds only what a run leaves that was killed before its first checkpoint was whole."""
+    return out_dir.is_dir() and all(
+        path.name in _BEFORE_A_CHECKPOINT
+        or path.suffix == ".part"
+        or _NOT_FINITE.match(path.name)
+        or _CHECKPOINT.match(path.name)
+        for path in out_dir.iterdir()
+    )
+
+
+def check_processes(checkpoint: str | None, processes: int, batch_size: int, accumulation: int) -> None:
+    """Refuse to go on with a number of processes that would silently change which scenes a step sees.
+
+    Args:
+        checkpoint (`str`, *optional*): To go on from; beside it lies the record of its run.
+        processes (`int`): That take part now.
+        batch_size (`int`): Scenes per process and forward now.
+        accumulation (`int`): Forwards per step now.
+
+    Raises:
+        ValueError: Another number than the run had, and another number of scenes per step.
+
+    Source:
+        Ours: visits of scenes are numbered over the run, so that as many scenes per step are the same scenes, whoever reads them.
+    """
+    path = None if checkpoint is None else Path(checkpoint).parent / RECIPE_NAME
+    if path is None or not path.is_file():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    had = [before, *before.get("resumed", [])][-1].get("processes", processes)
+    scenes = had * before["recipe"]["batch_size"] * before["recipe"]["accumulation"]
+    now = processes * batch_size * accumulation
+    if had != processes and scenes != now:
+        raise ValueError(
+            f"--resume: wanted {had} processes, as the run had, or {scenes} scenes per step by batch_size and accumulation, or it would learn "
+            f"from other scenes; got {processes} and {now} scenes per step"
+        )
+
+
 def write_recipe(recipe: Any, out_dir: Path, resumed_from: str | None, facts: dict[str, Any]) -> list[str]:
     """Write what the run depends on.
 
     Args:
-        recipe (`JointRecipe` or `DistillRecipe`): Resolved.
+        recipe (`JointRecipe`, `DistillRecipe` or `Mapping`): Resolved.
         out_dir (`Path`): Of the run.
         resumed_from (`str`, *optional*): Checkpoint that it goes on from.
-        facts (`dict`): What else is worth knowing, such as skipped rows.
+        facts (`dict`): What else is worth knowing, such as `processes` and skipped rows.
 
     Returns:
         `list[str]`: how it differs from the run that it goes on from.
 
     Source:
-        Ours.
+        Ours: `recipe` is the newest; `versions`, `git` and the facts are of the start, and of each resume in its entry of `resumed`.
     """
     path = out_dir / RECIPE_NAME
     resolved, changed = plain(recipe), []
@@ -156,12 +225,60 @@ def write_recipe(recipe: Any, out_dir: Path, resumed_from: str | None, facts: di
             for name, value in resolved.items()
             if old.get(name) != value and name not in _FREE_FIELDS
         ]
-        document["resumed"] = [*before.get("resumed", []), {"from": Path(resumed_from).name, "changed": changed}]
+        entry = {"from": Path(resumed_from).name, "changed": changed, **document}
+        del entry["recipe"]
+        document = {**before, "recipe": resolved, "resumed": [*before.get("resumed", []), entry]}
     out_dir.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     os.replace(part, path)
     return changed
+
+
+def clear_unbegun(out_dir: Path) -> None:
+    """Clear away what a run left that was killed before its first checkpoint was whole, for one that starts anew.
+
+    Args:
+        out_dir (`Path`): Of the run; without a whole checkpoint.
+
+    Source:
+        Ours: rooms stay, they are the same again.
+    """
+    for left in (out_dir / LOG_NAME, out_dir / HELD_OUT_NAME):
+        left.unlink(missing_ok=True)
+    for checkpoint in _checkpoints(out_dir).values():
+        if not _is_whole(checkpoint):
+            shutil.rmtree(checkpoint)
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Shorten a log to the lines up to a step; a last line that was cut while it was written goes too.
+
+    Args:
+        path (`Path`): A file of JSON lines with `step`, or none.
+        step (`int`): The last that stays.
+
+    Raises:
+        ValueError: A line before the last one is none of a log.
+
+    Source:
+        Ours.
+    """
+    if not path.is_file():
+        return
+    lines, kept = path.read_text(encoding="utf-8", errors="replace").splitlines(), []
+    for number, line in enumerate(lines, 1):
+        try:
+            found = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}:{number}: wanted a JSON object with `step`; got {line[:60]!r}") from None
+        if found <= step:
+            kept.append(line + "\n")
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept), encoding="utf-8")
+    os.replace(part, path)
 
 
 def publish(model: VidLLMForConditionalGeneration, processor: VidLLMProcessor, out_dir: Path) -> None:
@@ -189,4 +306,13 @@ def publish(model: VidLLMForConditionalGeneration, processor: VidLLMProcessor, o
     made.rmdir()
 
 
-__all__ = ["checkpoint_to_resume", "git_commit", "publish", "versions", "write_recipe"]
+__all__ = [
+    "check_processes",
+    "checkpoint_to_resume",
+    "clear_unbegun",
+    "drop_lines_after",
+    "git_commit",
+    "publish",
+    "versions",
+    "write_recipe",
+]

@@ -79,6 +79,8 @@ class SceneDataset(torch.utils.data.Dataset):
         self.datasets = {name: rows for name, rows in datasets.items() if weights.get(name, 1.0) > 0}
         self.weights = {name: float(weights.get(name, 1.0)) for name in self.datasets}
         self.prompts_per_scene, self.seed, self.data_root = prompts_per_scene, seed, data_root
+        self.num_frames = num_frames
+        self._frames: dict[int, int] = {}
         self.skipped: dict[str, SkipCounter] = {}
         rows_of_scene: dict[tuple, dict[str, list[int]]] = {}
         for name, rows in self.datasets.items():
@@ -131,6 +133,27 @@ class SceneDataset(torch.utils.data.Dataset):
     def __getitem__(self, scene: int) -> list[Sample]:
         return self.prompts(scene, self.epoch)
 
+    def length(self, scene: int, epoch: int) -> tuple[int, int]:
+        """How long a visit is.
+
+        Args:
+            scene (`int`): Number of the scene.
+            epoch (`int`): Number of the epoch.
+
+        Returns:
+            `tuple[int, int]`: frames, at most `num_frames`; letters of all its prompts and their replies.
+
+        Raises:
+            VidLLMInputError: A row is malformed.
+
+        Source:
+            Ours.
+        """
+        if scene not in self._frames:
+            reader = open_sample(self._some_sample(scene), self.data_root)
+            self._frames[scene] = min(len(reader), self.num_frames)
+        return self._frames[scene], sum(_letters(sample) for sample in self.prompts(scene, epoch))
+
     def prompts(self, scene: int, epoch: int) -> list[Sample]:
         """Prompts of a scene in an epoch.
 
@@ -166,6 +189,11 @@ class SceneDataset(torch.utils.data.Dataset):
         return [Sample.from_row(self.datasets[name][number]) for name, number in chosen]
 
 
+def _letters(sample: Sample) -> int:
+    """Letters of a conversation."""
+    return sum(len(block.get("text") or "") for turn in sample.messages for block in turn["content"])
+
+
 class SceneVisits(torch.utils.data.Dataset):
     """A whole run's visits of the scenes of a `SceneDataset`: all scenes in random order, then all in another, and so on.
 
@@ -173,20 +201,48 @@ class SceneVisits(torch.utils.data.Dataset):
         scenes (`SceneDataset`): The scenes.
         num_visits (`int`): Length: steps of the run times scenes per step.
         seed (`int`): Of the order.
+        window (`int`): Within each stretch of so many visits the longest come first, so that forwards hold visits of about the same length and
+            little padding. With the scenes of a step (batch size times accumulation times processes) every step has the very visits that it
+            has without. 1 leaves the order as it is.
+
+    Raises:
+        ValueError: A window of no visit.
 
     Source:
-        Ours: in one sequence, so that no step at the end of an epoch is smaller and nothing is dropped or seen twice to fill it.
+        Ours: in one sequence, so that no step at the end of an epoch is smaller and nothing is dropped or seen twice to fill it. Length is told by
+        frames, then by letters of the prompts: a video's prompts share one row of the language model.
     """
 
-    def __init__(self, scenes: SceneDataset, num_visits: int, seed: int = 0):
-        self.scenes, self.num_visits, self.seed = scenes, num_visits, seed
+    def __init__(self, scenes: SceneDataset, num_visits: int, seed: int = 0, window: int = 1):
+        if window < 1:
+            raise ValueError(f"scenes: wanted a window of at least 1 visit; got {window}")
+        self.scenes, self.num_visits, self.seed, self.window = scenes, num_visits, seed, window
         self._orders: dict[int, np.ndarray] = {}
+        self._windows: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
         return self.num_visits
 
     def scene_of(self, visit: int) -> tuple[int, int]:
         """Number of the scene and epoch of a visit."""
+        if self.window > 1:
+            window, number = divmod(visit, self.window)
+            visit = self._sorted(window)[number]
+        return self._drawn(visit)
+
+    def _sorted(self, window: int) -> list[int]:
+        """Visits of a window, the longest first."""
+        if window not in self._windows:
+            start = window * self.window
+            visits = range(start, min(start + self.window, self.num_visits))
+            lengths = {visit: self.scenes.length(*self._drawn(visit)) for visit in visits}
+            # What is equally long stays in the order of the draw.
+            order = sorted(visits, key=lambda visit: lengths[visit], reverse=True)
+            self._windows = {**dict(list(self._windows.items())[-1:]), window: order}
+        return self._windows[window]
+
+    def _drawn(self, visit: int) -> tuple[int, int]:
+        """Number of the scene and epoch of a visit before any are sorted."""
         epoch, place = divmod(visit, len(self.scenes))
         if epoch not in self._orders:
             order = keyed_generator(self.seed, epoch, "order of scenes").permutation(len(self.scenes))

@@ -23,10 +23,18 @@ from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneratio
 from vidllm.processing.benchmarks.load import load_benchmark
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.train.collator import VidLLMCollator
+from vidllm.train.joint import log_to_stderr
 from vidllm.train.joint_trainer import VidLLMJointTrainer
-from vidllm.train.lora import add_lora
-from vidllm.train.recipes import LoraSettings
-from vidllm.train.run_folder import publish
+from vidllm.train.lora import add_lora, save_and_merge
+from vidllm.train.parameter_table import parameter_table
+from vidllm.train.recipes import LoraSettings, plain
+from vidllm.train.run_folder import ADAPTER_NAME, check_processes, checkpoint_to_resume, publish, write_recipe
+from vidllm.train.whole_weights import whole_model, whole_state
+
+
+logger = logging.getLogger(__name__)
+# Arguments that say nothing of what is learned, or that the record of a run has already.
+_UNRECORDED = ("output_dir", "resume_from_checkpoint", "run_name", "push_to_hub_token", "hub_token")
 
 
 class VidLLMSFTTrainer(VidLLMJointTrainer, SFTTrainer):
@@ -104,17 +112,24 @@ def train_sft(script: SftScript, args: SFTConfig) -> VidLLMSFTTrainer:
 
     Args:
         script (`SftScript`): What on what.
-        args (`SFTConfig`): How.
+        args (`SFTConfig`): How; `resume_from_checkpoint` is a folder `checkpoint-N`, or `true` for the last one in the output folder.
 
     Returns:
-        `VidLLMSFTTrainer`: after training; the output folder is a complete Hub folder.
+        `VidLLMSFTTrainer`: after training; the output folder is a complete Hub folder with `recipe.json`, the record of the run; of adapters,
+        with `adapter/` too.
 
     Raises:
-        ValueError: Model or data are not usable.
+        ValueError: Model, data or the checkpoint to go on from are not usable, or a run would go on with other rows per step.
 
     Source:
         Ours.
     """
+    out_dir, checkpoint = Path(args.output_dir), None
+    if args.resume_from_checkpoint:
+        named = str(args.resume_from_checkpoint)
+        checkpoint = checkpoint_to_resume(out_dir, True if named.lower() == "true" else named)
+    batch_size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    check_processes(checkpoint, args.world_size, batch_size, accumulation)
     AutoConfig.register(VidLLMConfig.model_type, VidLLMConfig, exist_ok=True)
     place = Path(script.model_path).expanduser()
     place = str(place) if place.is_dir() else script.model_path
@@ -124,10 +139,9 @@ def train_sft(script: SftScript, args: SFTConfig) -> VidLLMSFTTrainer:
         processor.video_processor.num_frames = script.num_frames
     rows = load_benchmark("jsonl", str(Path(script.data).expanduser()), "train")
     trained: Any = model
-    if script.lora_rank:
-        trained = add_lora(
-            model, LoraSettings(script.lora_rank, script.lora_alpha), with_geometry=False, seed=args.seed
-        )
+    lora = LoraSettings(script.lora_rank, script.lora_alpha) if script.lora_rank else None
+    if lora is not None:
+        trained = add_lora(model, lora, with_geometry=False, seed=args.seed, train_only=script.train_only)
     collator = VidLLMCollator(processor, num_frames=processor.video_processor.num_frames, seed=args.seed)
     trainer = VidLLMSFTTrainer(
         model=trained,
@@ -138,12 +152,36 @@ def train_sft(script: SftScript, args: SFTConfig) -> VidLLMSFTTrainer:
         freeze_geometry=True,
         train_only=script.train_only,
     )
-    trainer.train()
     if trainer.is_world_process_zero():
-        finished = trainer.accelerator.unwrap_model(trainer.model)
-        if script.lora_rank:
-            finished = finished.merge_and_unload()
-        publish(finished.eval(), processor, Path(args.output_dir))
+        logger.info("sft: what is trained\n%s", parameter_table(trained, trainer.unreachable_parameters))
+        arguments = {name: value for name, value in args.to_dict().items() if name not in _UNRECORDED}
+        record = {
+            "name": "sft",
+            "model": script.model_path,
+            "data": script.data,
+            "num_frames": processor.video_processor.num_frames,
+            "train_only": script.train_only,
+            "lora": plain(lora),
+            "batch_size": batch_size,
+            "accumulation": accumulation,
+            **arguments,
+        }
+        for line in write_recipe(record, out_dir, checkpoint, {"processes": args.world_size}):
+            logger.warning("resumed with other arguments: %s", line)
+    trainer.accelerator.wait_for_everyone()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    finished = trainer.accelerator.unwrap_model(trainer.model)
+    weights = whole_state(finished, lambda: trainer.accelerator.get_state_dict(trainer.model_wrapped))
+    if trainer.is_world_process_zero():
+        if lora is not None:
+            base = (
+                None if weights is None else VidLLMForConditionalGeneration.from_pretrained(place, dtype=torch.float32)
+            )
+            finished = save_and_merge(finished, out_dir / ADAPTER_NAME, base, weights)
+        elif weights is not None:
+            finished = whole_model(finished, weights)
+        publish(finished.eval(), processor, out_dir)
+    trainer.accelerator.wait_for_everyone()
     return trainer
 
 
@@ -159,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Source:
         Upstream: huggingface/trl `TrlParser`.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     disable_progress_bar()
     try:
         script, args = TrlParser((SftScript, SFTConfig)).parse_args_and_config(arguments)

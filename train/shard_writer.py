@@ -12,6 +12,8 @@ import torch
 
 
 INDEX_NAME = "model.safetensors.index.json"
+# Stands in the names of files that are not to be found by a loader yet; transformers calls it a variant.
+HIDDEN = "partial"
 MAX_SHARD_BYTES = 5 * 10**9
 _NAMES_OF_DTYPES = {
     torch.float64: "F64",
@@ -33,6 +35,7 @@ class ShardWriter:
         shapes (`Mapping[str, tuple[int, ...]]`): Of every tensor that will be written.
         dtypes (`Mapping[str, torch.dtype]`): Of the same.
         max_shard_bytes (`int`): A shard grows up to this; one tensor may be larger.
+        hidden (`bool`): Whether the files get names that no loader finds, until `reveal_weights`.
 
     Raises:
         ValueError: A dtype that safetensors does not know; at the end: tensors that were never written.
@@ -48,6 +51,7 @@ class ShardWriter:
         shapes: Mapping[str, tuple[int, ...]],
         dtypes: Mapping[str, torch.dtype],
         max_shard_bytes: int = MAX_SHARD_BYTES,
+        hidden: bool = False,
     ):
         self.folder, self.shapes, self.dtypes = Path(folder), dict(shapes), dict(dtypes)
         unknown = sorted(name for name in shapes if dtypes[name] not in _NAMES_OF_DTYPES)
@@ -62,12 +66,14 @@ class ShardWriter:
                 filled = 0
             groups[-1].append(name)
             filled += self.sizes[name]
+        stem = f"model.{HIDDEN}" if hidden else "model"
+        self._index = _hidden_index(self.folder) if hidden else self.folder / INDEX_NAME
         self.file_of: dict[str, str] = {}
         self._layouts: dict[str, dict[str, tuple[int, int]]] = {}
         for number, names in enumerate(groups, start=1):
-            file_name = "model.safetensors"
+            file_name = f"{stem}.safetensors"
             if len(groups) > 1:
-                file_name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+                file_name = f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors"
             place, layout = 0, {}
             for name in sorted(names, key=lambda n: (-self.dtypes[n].itemsize, n)):
                 layout[name] = (place, place + self.sizes[name])
@@ -126,7 +132,31 @@ class ShardWriter:
                 "metadata": {"total_size": sum(self.sizes.values())},
                 "weight_map": dict(sorted(self.file_of.items())),
             }
-            (self.folder / INDEX_NAME).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+            self._index.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _hidden_index(folder: Path) -> Path:
+    """Where transformers writes the index of weights with hidden names."""
+    return folder / INDEX_NAME.replace(".json", f".{HIDDEN}.json")
+
+
+def reveal_weights(folder: Path) -> None:
+    """Give hidden files of weights the names that loaders look for, the last step of a checkpoint.
+
+    Args:
+        folder (`Path`): Everything else is in it; weights of a [`ShardWriter`] or of `save_pretrained(variant=HIDDEN)`.
+
+    Source:
+        Ours: transformers makes a default model of a folder without `config.json`, but refuses one without weights at once.
+    """
+    index = _hidden_index(folder)
+    if index.is_file():
+        text = index.read_text(encoding="utf-8")
+        index.write_text(text.replace(f'"model.{HIDDEN}-', '"model-'), encoding="utf-8")
+    for path in sorted(folder.glob(f"model.{HIDDEN}*.safetensors")):
+        path.rename(path.with_name(path.name.replace(f".{HIDDEN}", "", 1)))
+    if index.is_file():
+        index.rename(folder / INDEX_NAME)
 
 
 def _count(shape: tuple[int, ...]) -> int:
@@ -137,4 +167,4 @@ def _count(shape: tuple[int, ...]) -> int:
     return count
 
 
-__all__ = ["MAX_SHARD_BYTES", "ShardWriter"]
+__all__ = ["HIDDEN", "MAX_SHARD_BYTES", "ShardWriter", "reveal_weights"]

@@ -1,18 +1,21 @@
 """Weights that a checkpoint starts from: a Hub id, a folder or a file, read one tensor at a time.
 
 Nothing is unpickled but plain tensors: `.safetensors` holds nothing else, `.pt` and `.bin` are read with `weights_only=True`.
+A folder's files lie in it: an index that names others is refused.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+# of the HTTP client, which is not the same library in every version
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 
@@ -34,7 +37,11 @@ _DTYPES_OF_SAFETENSORS = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
+    "C64": torch.complex64,
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
@@ -57,7 +64,7 @@ class WeightSource:
 
     def __init__(self, place: str | Path, what: str):
         self.place, self.what = str(place), what
-        self.folder, self.files = _located(self.place, what)
+        self.files, index = _located(self.place, what)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         self._file_of: dict[str, Path] = {}
@@ -68,7 +75,11 @@ class WeightSource:
                         f"{what}: {key} is in {self._file_of[key].name} and in {path.name}; wanted it once"
                     )
                 self.shapes[key], self.dtypes[key], self._file_of[key] = shape, dtype, path
-        self._check_index()
+        for key, name in index.items():
+            if self._file_of.get(key, Path()).name != name:
+                raise ValueError(
+                    f"{what}: wanted {key} in {self.files[0].parent / name}, as the index says; it is not there"
+                )
 
     def _listed(self, path: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
         """Name, shape and dtype of the tensors of a file."""
@@ -76,20 +87,29 @@ class WeightSource:
             with _opened(path, self.what) as file:
                 for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
                     part = file.get_slice(key)
-                    yield key, tuple(part.get_shape()), _DTYPES_OF_SAFETENSORS[part.get_dtype()]
+                    kind = part.get_dtype()
+                    if kind not in _DTYPES_OF_SAFETENSORS:
+                        raise ValueError(
+                            f"{self.what}: {key} in {path}: wanted one of {', '.join(_DTYPES_OF_SAFETENSORS)}; got {kind}"
+                        )
+                    yield key, tuple(part.get_shape()), _DTYPES_OF_SAFETENSORS[kind]
             return
         for key, tensor in _unpickled(path, self.what).items():
             yield key, tuple(tensor.shape), tensor.dtype
 
-    def _check_index(self) -> None:
-        """The index beside shards names what they hold."""
-        indices = [] if self.folder is None else sorted(self.folder.glob(f"*{INDEX_SUFFIX}"))
-        if len(self.files) < 2 or not indices:
-            return
-        listed = json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"]
-        for key, name in listed.items():
-            if self._file_of.get(key, Path()).name != name:
-                raise ValueError(f"{self.what}: {indices[0]}: wanted {key} in {name}; it is not there")
+    def file_of(self, key: str) -> Path:
+        """File of a tensor.
+
+        Args:
+            key (`str`): Name of a tensor.
+
+        Returns:
+            `Path`
+
+        Source:
+            Ours: for messages.
+        """
+        return self._file_of[key]
 
     def __contains__(self, key: str) -> bool:
         return key in self.shapes
@@ -142,29 +162,58 @@ class WeightSource:
         return sums
 
 
-def _located(place: str, what: str) -> tuple[Path | None, list[Path]]:
-    """Folder with the small files (None for a bare file), and the files of weights."""
+def folder_of_source(place: str, what: str) -> Path:
+    """Folder with a source's config and tokenizer; of a Hub id its small files, no code among them.
+
+    Args:
+        place (`str`): Hub id or folder.
+        what (`str`): Of what, for messages.
+
+    Returns:
+        `Path`
+
+    Raises:
+        ValueError: It is neither, or it cannot be fetched.
+
+    Source:
+        Ours.
+    """
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or not _HUB_ID.match(place):
+        raise ValueError(
+            f"{what}: wanted a Hub id (owner/name) or a folder with a config; got {place}, which is neither"
+        )
+    return _fetched(place, what, with_weights=False)
+
+
+def _located(place: str, what: str) -> tuple[list[Path], Mapping[str, str]]:
+    """The files of weights, and what an index says of them: name of a tensor to file name, empty without one."""
     path = Path(place).expanduser()
     if path.is_file():
         if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
             raise ValueError(
                 f"{what}: wanted weights in .safetensors, {', '.join(PICKLE_SUFFIXES)}; got {path.name} ({path})"
             )
-        return None, [path]
+        return [path], {}
     if not path.is_dir():
         if not _HUB_ID.match(place):
             raise ValueError(f"{what}: wanted a Hub id, a folder or a file; got {place}, which does not exist")
-        path = _fetched(place, what)
-    return path, _weight_files(path, what)
+        path = _fetched(place, what, with_weights=True)
+    return _weight_files(path, what)
 
 
-def _fetched(repo_id: str, what: str) -> Path:
-    """Folder of a Hub repository's small files and weights; safetensors where it has some."""
+def _fetched(repo_id: str, what: str, with_weights: bool) -> Path:
+    """Folder of a Hub repository's small files and, if asked for, weights; what is in the cache where the Hub cannot be reached."""
+    patterns: Sequence[str] = _SMALL_FILES
     try:
-        names = HfApi().list_repo_files(repo_id)
-        patterns = ["*.safetensors"] if any(n.endswith(".safetensors") for n in names) else ["*.pt", "*.bin"]
-        return Path(snapshot_download(repo_id, allow_patterns=[*_SMALL_FILES, *patterns]))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        if with_weights:
+            names = HfApi().list_repo_files(repo_id)
+            kinds = ["*.safetensors"] if any(n.endswith(".safetensors") for n in names) else ["*.pt", "*.bin"]
+            patterns = [*_SMALL_FILES, *kinds]
+        return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))
+    except (HTTPError, HFValidationError, OSError) as error:
         try:
             return Path(snapshot_download(repo_id, local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError, OSError):
@@ -173,15 +222,16 @@ def _fetched(repo_id: str, what: str) -> Path:
             ) from error
 
 
-def _weight_files(folder: Path, what: str) -> list[Path]:
-    """Files that together hold a folder's weights."""
+def _weight_files(folder: Path, what: str) -> tuple[list[Path], Mapping[str, str]]:
+    """Files that together hold a folder's weights, and their index."""
     indices = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
     if indices:
-        names = sorted(set(json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values()))
+        listed = _read_index(indices[0], what)
+        names = sorted(set(listed.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ValueError(f"{what}: {indices[0]} names {missing[0]}, which is not there ({len(missing)} missing)")
-        return [folder / name for name in names]
+        return [folder / name for name in names], listed
     whole = sorted(folder.glob("*.safetensors"))
     if len(whole) > 1:
         whole = [path for path in whole if path.name == WEIGHTS_NAME] or whole
@@ -190,7 +240,26 @@ def _weight_files(folder: Path, what: str) -> list[Path]:
     if len(whole) != 1:
         got = ", ".join(path.name for path in whole) or "none"
         raise ValueError(f"{what}: wanted one file of weights in {folder}, or an index of its shards; got {got}")
-    return whole
+    return whole, {}
+
+
+def _read_index(path: Path, what: str) -> dict[str, str]:
+    """Name of a tensor to the name of a safetensors file beside the index."""
+    wanted = f"{what}: {path}: wanted a JSON object with `weight_map`, names of tensors to names of files"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{wanted}; got something else ({' '.join(str(error).split())})") from error
+    listed = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(listed, dict) or not listed:
+        raise ValueError(f"{wanted}; got {str(document)!r:.60}")
+    for key, name in listed.items():
+        # No part of a path: the index could name any file of the machine.
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\]+\.safetensors", name):
+            raise ValueError(
+                f"{what}: {path}: wanted the name of a .safetensors file beside it for {key}; got {name!r}"
+            )
+    return listed
 
 
 def _opened(path: Path, what: str):
@@ -205,9 +274,20 @@ def _unpickled(path: Path, what: str) -> Mapping[str, torch.Tensor]:
     """Tensors of a file of torch's; code in it is refused, not run."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{what}: wanted plain tensors in {path}; it cannot be read as such ({reason})") from error
+    except (
+        UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        OSError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+    ) as error:
+        raise ValueError(
+            f"{what}: wanted plain tensors in {path}; it cannot be read as such ({_why(error)})"
+        ) from error
     for name in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
             loaded = loaded[name]
@@ -218,4 +298,14 @@ def _unpickled(path: Path, what: str) -> Mapping[str, torch.Tensor]:
     return loaded
 
 
-__all__ = ["WeightSource"]
+def _why(error: Exception) -> str:
+    """Why a file of torch's cannot be read, without the advice that torch gives: to run the code in it."""
+    foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if foreign:
+        return f"it holds {foreign[1]}, and code in a file is not run"
+    if isinstance(error, UnpicklingError) or not str(error).strip():
+        return "it is no file of tensors alone"
+    return str(error).strip().splitlines()[0]
+
+
+__all__ = ["WeightSource", "folder_of_source"]

@@ -361,7 +361,8 @@ def init(
 ) -> None:
     """Make a starting checkpoint.
 
-    Without sources: random weights and a byte-level tokenizer.
+    Without sources: random weights and a byte-level tokenizer. With VGGT its reconstruction is VGGT's, in relative units: exactly so when loaded in
+    VGGT's dtype (dtype=torch.float32), within rounding in a language model's bfloat16, in which the checkpoint then loads by default.
     """
     out = out.expanduser()
     if geometry is None and vision is None and language_model is None:
@@ -373,12 +374,14 @@ def init(
                 report = initialise(preset, out, seed=seed, dtype=dtype)
         say("notice: untrained weights (random) and a byte-level tokenizer: answers will be random", style="yellow")
     else:
-        with progress("opening sources"):
+        with progress("opening sources") as update:
             from vidllm.loading import no_progress_bars
             from vidllm.train.initialise import initialise_from_sources
 
             with no_progress_bars():
-                report = initialise_from_sources(preset, out, geometry, vision, language_model, seed=seed, dtype=dtype)
+                report = initialise_from_sources(
+                    preset, out, geometry, vision, language_model, seed=seed, dtype=dtype, progress=update
+                )
         say("notice: nothing connects the parts before training: answers and boxes will be random", style="yellow")
         say(f"reconstruction: {report['reconstruction']}")
     if json:

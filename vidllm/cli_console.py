@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
@@ -106,16 +106,16 @@ def say(text: str, style: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def progress(text: str) -> Iterator[None]:
-    """A spinner on stderr while something takes long; nothing where stderr is not a terminal."""
+def progress(text: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr while something takes long, and what changes its text; nothing where stderr is not a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield
+        yield lambda text: None
         return
-    with console.status(text):
-        yield
+    with console.status(text) as status:
+        yield status.update
 
 
 def printable(text: str) -> str:

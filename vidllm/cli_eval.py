@@ -162,12 +162,13 @@ def evaluate(
         from vidllm.eval.results import read_results
         from vidllm.eval.run import run_evaluation
         from vidllm.eval.work import check_benchmarks, checked_data_root
-        from vidllm.train.initialise import is_untrained
+        from vidllm.train.initialise import untrained_notice
 
     check_benchmarks(benchmarks)
     checked_data_root(data_root)
-    if is_untrained(name):
-        say("notice: untrained weights: answers are random", style="yellow")
+    notice = untrained_notice(name)
+    if notice is not None:
+        say(f"notice: {notice}", style="yellow")
     options = {
         **common,
         "geometry": geometry or "predicted",

@@ -26,7 +26,7 @@ class Session:
         inputs (`BatchFeature`): The sampled frames.
         geometry (`dict`, *optional*): Given poses, intrinsics, depth.
         device (`str`, *optional*): Where the model will run.
-        untrained (`bool`): Whether the weights are random.
+        untrained (`bool`): Whether the checkpoint has not been trained, see `untrained_notice`.
         model (`VidLLMForConditionalGeneration`, *optional*): After `load`.
     """
 
@@ -83,11 +83,6 @@ def warn_if_relative(unit: str) -> None:
         )
 
 
-def notice_untrained() -> None:
-    """Nobody shall take noise for a result."""
-    say("notice: untrained weights: answers are random", style="yellow")
-
-
 def check_exists(path: str, what: str) -> None:
     """Fail before anything heavy is imported."""
     if not path.strip():
@@ -109,9 +104,9 @@ def open_session(
     with progress(f"reading {video}"):
         inputs = read_video(processor, video, frames)
     given = None if geometry is None else processor.prepare_geometry(os.path.expanduser(geometry), inputs)
-    from vidllm.train.initialise import is_untrained
+    from vidllm.train.initialise import untrained_notice
 
-    untrained = is_untrained(name)
-    if untrained:
-        notice_untrained()
-    return Session(name, video, processor, inputs, given, device, untrained)
+    notice = untrained_notice(name)
+    if notice is not None:
+        say(f"notice: {notice}", style="yellow")
+    return Session(name, video, processor, inputs, given, device, notice is not None)

@@ -5,13 +5,33 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vidllm.cli_console import VidLLMCommands, say
 
+
+if TYPE_CHECKING:
+    from vidllm.train.distill_recipes import DistillRecipe
+    from vidllm.train.dry_run import DryRun
+    from vidllm.train.recipes import JointRecipe
+
+OutOfRun = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Folder of the run: new, empty, or to resume. Not of a dry run."),
+]
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Only say what the run needs: parameters, memory, tokens, FLOPs.")
+]
+Devices = Annotated[int, typer.Option("--devices", min=1, help="Of the dry run.")]
+Sharding = Annotated[str, typer.Option("--sharding", help="Of the dry run: none, zero2 or full.")]
+Size = Annotated[
+    str | None,
+    typer.Option("--size", metavar="HxW", help="Of the dry run: frames; default: the recipe's, or a 4:3 video's."),
+]
 
 train = typer.Typer(
     cls=VidLLMCommands,
@@ -76,60 +96,92 @@ def run_launcher(command: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, previous)
 
 
-def print_dry_run(name: str, settings: Sequence[str], devices: int, sharding: str, size: str | None) -> None:
-    """What a recipe of stage 2 needs, on stdout; data need not be there."""
+def print_dry_run(chosen: "JointRecipe | DistillRecipe", devices: int, sharding: str, size: str | None) -> None:
+    """What a recipe of either stage needs, on stdout; neither data nor weights need be there."""
     from vidllm.cli_console import write
     from vidllm.eval.speed import size_of
     from vidllm.loading import no_progress_bars
-    from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
-    from vidllm.train.dry_run import dry_run
-    from vidllm.train.presets import PRESETS
-    from vidllm.train.recipes import recipe, with_settings
+    from vidllm.train.distill_recipes import DistillRecipe
+    from vidllm.train.dry_run import dry_run, run_shape
+    from vidllm.train.dry_run_distill import dry_run_distill
 
-    chosen = with_settings(recipe(name), settings)
     if chosen.model is None:
-        raise ValueError(f"{name}: wanted a model, if only its shape: --set model=vidllm-7b")
-    edge = 518
+        raise ValueError(f"{chosen.name}: wanted a model, if only its shape: --set model=vidllm-7b")
     with no_progress_bars():
-        if chosen.model in PRESETS:
-            config, edge = PRESETS[chosen.model].config(), PRESETS[chosen.model].shortest_edge
+        shape = run_shape(chosen.model, chosen.rooms)
+        size_hw = shape.size_hw if size is None else size_of(size)
+        if chosen.num_frames is None:
+            chosen = replace(chosen, num_frames=shape.num_frames)
+        if isinstance(chosen, DistillRecipe):
+            told = dry_run_distill(chosen, shape.config, size_hw, devices, sharding)
         else:
-            config = VidLLMConfig.from_pretrained(chosen.model)
-        patch = config.vision_config.patch_size
-        usual = tuple(side // patch * patch for side in (edge, edge * 4 // 3))
-        size_hw = usual if size is None else size_of(size)
-        told = dry_run(chosen, config, (size_hw[0], size_hw[1]), devices, sharding)
+            told = dry_run(chosen, shape.config, size_hw, devices, sharding)
+    write("\n".join(dry_run_lines(chosen, told, size_hw, devices, sharding)))
+
+
+def dry_run_lines(
+    chosen: "JointRecipe | DistillRecipe", told: "DryRun", size_hw: tuple[int, int], devices: int, sharding: str
+) -> list[str]:
+    """A dry run as text."""
     gib, tera = 2**30, 10**12
-    lines = [f"{name}: {devices} devices, sharding {sharding}, frames of {size_hw[0]}x{size_hw[1]}", ""]
-    for part, count in told.parameters.items():
-        cost = told.parts.get(part)
-        more = (
-            ""
-            if cost is None
-            else f"  {cost.activation_bytes / gib:9.3f} GiB  {cost.forward_flops / tera:10.3f} TFLOP forward"
-        )
-        lines.append(f"{part:16} {count:>14,} parameters  {told.trained[part]:>14,} trained{more}")
-    if "losses" in told.parts:
+    lines = [f"{chosen.name}: {devices} devices, sharding {sharding}, frames of {size_hw[0]}x{size_hw[1]}"]
+    if told.prompts_per_video:
         lines.append(
-            f"{'losses':16} {'':>14}             {'':>14}          {told.parts['losses'].activation_bytes / gib:9.3f} GiB"
+            f"assumed: {told.prompts_per_video} prompts per video, {told.prompt_tokens} tokens each with their reply, {told.learned_tokens} of them learned"
         )
+    if getattr(chosen, "lora", None) is not None:
+        lines.append("adapters: parts that are trained whole are held twice, as they were and as they are trained")
+    for name in ("geometry_teacher", "language_teacher"):
+        if getattr(chosen, name, "") is None:
+            lines.append(f"{name}: not named, so not counted")
+    lines.append("")
+    for part in dict.fromkeys([*told.parameters, *told.parts]):
+        cost, held = told.parts.get(part), told.parameters.get(part)
+        counts = (
+            f"{'':>14}             {'':>14}        "
+            if held is None
+            else f"{held:>14,} parameters  {told.trained[part]:>14,} trained"
+        )
+        more = ""
+        if cost is not None:
+            more = f"  {cost.activation_bytes / gib:9.3f} GiB"
+            more += f"  {cost.forward_flops / tera:10.3f} TFLOP forward" if cost.forward_flops else ""
+        lines.append(f"{part:16} {counts}{more}".rstrip())
     lines += ["", "memory per device, GiB (without what allocators waste):"]
+    memory = {
+        "weights": told.weight_bytes,
+        "teachers": told.teacher_bytes,
+        "gradients": told.gradient_bytes,
+        "buckets": told.bucket_bytes,
+        "optimizer": told.optimizer_bytes,
+        "activations": told.activation_bytes,
+        "together": told.bytes_per_device,
+    }
+    notes = {
+        "buckets": "  (DDP sends gradients from a second copy of them)",
+        "teachers": "  (frozen, as float32)",
+    }
     lines += [
-        f"  {what:12} {getattr(told, field) / gib:9.2f}"
-        for what, field in (
-            ("weights", "weight_bytes"),
-            ("gradients", "gradient_bytes"),
-            ("optimizer", "optimizer_bytes"),
-            ("activations", "activation_bytes"),
-            ("together", "bytes_per_device"),
-        )
+        f"  {what:12} {count / gib:9.2f}{notes.get(what, '')}"
+        for what, count in memory.items()
+        if count or what not in notes
     ]
+    tokens = (
+        f"{told.language_tokens_per_step:,} tokens of the language model, " if told.language_tokens_per_step else ""
+    )
     lines += [
         "",
         f"{told.steps:,} steps; in each {told.videos_per_step:,} videos, {told.frames_per_step:,} frames, "
-        f"{told.language_tokens_per_step:,} tokens of the language model, {told.flops_per_step / tera:,.1f} TFLOP forward and backward",
+        f"{tokens}{told.flops_per_step / tera:,.1f} TFLOP forward and backward",
     ]
-    write("\n".join(lines))
+    return lines
+
+
+def folder_of_run(out: Path | None) -> Path:
+    """The folder of a run; `ValueError` if there is none."""
+    if out is None:
+        raise ValueError("wanted --out DIR, the folder of the run; only --dry-run does without")
+    return out.expanduser()
 
 
 @train.command()
@@ -141,7 +193,7 @@ def joint(
             help="debug, nano_perception, nano, nano_lora, nano_stage2, scannet, single_gpu_lora or paper_stage2.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run: new, empty, or to resume.")],
+    out: OutOfRun = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."),
@@ -166,32 +218,29 @@ def joint(
         Path | None, typer.Option("--config-file", metavar="FILE", help="Of `accelerate config`.", exists=True)
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what the run needs: parameters, memory, tokens, FLOPs.")
-    ] = False,
-    devices: Annotated[int, typer.Option("--devices", min=1, help="Of the dry run.")] = 8,
-    sharding: Annotated[str, typer.Option("--sharding", help="Of the dry run: none, zero2 or full.")] = "none",
-    size: Annotated[
-        str | None, typer.Option("--size", metavar="HxW", help="Of the dry run: frames; default: a 4:3 video's.")
-    ] = None,
+    dry_run: DryRunFlag = False,
+    devices: Devices = 8,
+    sharding: Sharding = "none",
+    size: Size = None,
 ) -> None:
     """Train reconstruction, answers, captions and boxes together (stage 2).
 
     The folder holds checkpoints, log.jsonl and, at the end, a model that `vidllm ask --model DIR` takes.
     """
-    from vidllm.train.recipes import chosen_recipe
+    from vidllm.train.recipes import changed_recipe, chosen_recipe
     from vidllm.train.run_folder import checkpoint_to_resume
 
     paths = {
         name: None if path is None else str(path.expanduser()) for name, path in (("data", data), ("root", data_root))
     }
-    # Checked here, so that a typo is one line and not the end of a launcher's report.
     if dry_run:
-        print_dry_run(recipe, settings or [], devices, sharding, size)
+        print_dry_run(changed_recipe(recipe, settings or [], paths["data"], paths["root"]), devices, sharding, size)
         return
+    folder = folder_of_run(out)
+    # Checked here, so that a typo is one line and not the end of a launcher's report.
     chosen_recipe(recipe, settings or [], paths["data"], paths["root"])
-    checkpoint_to_resume(out.expanduser(), resume)
-    arguments = [recipe, "--out", str(out.expanduser())]
+    checkpoint_to_resume(folder, resume)
+    arguments = [recipe, "--out", str(folder)]
     for setting in settings or []:
         arguments += ["--set", setting]
     for name, path in (("--data", paths["data"]), ("--data-root", paths["root"])):
@@ -201,13 +250,13 @@ def joint(
     code = run_launcher([*command, *arguments])
     if code:
         raise typer.Exit(2)
-    say(f"wrote {out}")
+    say(f"wrote {folder}")
 
 
 @train.command()
 def distill(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="debug_stage1, nano_stage1 or paper_stage1.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the run: new, empty, or to resume.")],
+    out: OutOfRun = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."),
@@ -224,19 +273,28 @@ def distill(
         Path | None, typer.Option("--config-file", metavar="FILE", help="Of `accelerate config`.", exists=True)
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
+    dry_run: DryRunFlag = False,
+    devices: Devices = 8,
+    sharding: Sharding = "none",
+    size: Size = None,
 ) -> None:
     """Train encoder and adapter on two frozen teachers (stage 1).
 
     Any videos serve. Stage 2 starts from the folder: --set model=DIR.
     """
-    from vidllm.train.distill_recipes import chosen_distill_recipe
+    from vidllm.train.distill_recipes import changed_distill_recipe, chosen_distill_recipe
+    from vidllm.train.precompute import check_clips_have_features
     from vidllm.train.run_folder import checkpoint_to_resume
 
     place = None if clips is None else str(clips.expanduser())
+    if dry_run:
+        print_dry_run(changed_distill_recipe(recipe, settings or [], place), devices, sharding, size)
+        return
+    folder = folder_of_run(out)
     # Checked here, so that a typo is one line and not the end of a launcher's report.
-    chosen_distill_recipe(recipe, settings or [], place)
-    checkpoint_to_resume(out.expanduser(), resume)
-    arguments = [recipe, "--out", str(out.expanduser())]
+    check_clips_have_features(chosen_distill_recipe(recipe, settings or [], place))
+    checkpoint_to_resume(folder, resume)
+    arguments = [recipe, "--out", str(folder)]
     for setting in settings or []:
         arguments += ["--set", setting]
     arguments += [] if place is None else ["--clips", place]
@@ -245,7 +303,7 @@ def distill(
     code = run_launcher([*command, *arguments])
     if code:
         raise typer.Exit(2)
-    say(f"wrote {out}")
+    say(f"wrote {folder}")
 
 
 @train.command()
@@ -285,14 +343,16 @@ def precompute(
     stream: Annotated[
         str, typer.Option("--stream", help="Of a Vid-LLM teacher: encoder, geometry or language.")
     ] = "encoder",
-    frames_kept: Annotated[int, typer.Option("--frames-kept", min=1, help="Frames of a clip, as of the recipe.")] = 32,
+    frames_kept: Annotated[
+        int, typer.Option("--frames-kept", min=0, help="Frames of a clip, as of the recipe; 0: all.")
+    ] = 64,
     device: Annotated[
         str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; default: CUDA if there is.")
     ] = None,
 ) -> None:
     """Write a teacher's features of all clips once; stage 1 then takes the folder as a teacher.
 
-    A run that was killed goes on where it stopped.
+    A run that was killed goes on where it stopped. Clips that are held out need features too: once more, with their folder and the same --out.
     """
     from vidllm.cli_eval import watching
     from vidllm.loading import choose_device, load_processor, no_progress_bars

@@ -3,7 +3,6 @@
 Shapes: S sampled frames.
 """
 
-import os
 import shutil
 import tempfile
 import time
@@ -32,7 +31,7 @@ from vidllm.exporting import labelled_boxes, plain_scene, summarise, write_json_
 from vidllm.loading import check_model, load_model, load_processor, no_progress_bars
 from vidllm.modeling_vidllm.geometry_vidllm import box_iou, boxes_annotation_from_room, nearest_heading
 from vidllm.processing.benchmarks.prompts import DEFAULT_STYLE, user_turn
-from vidllm.train.initialise import is_untrained
+from vidllm.train.initialise import is_untrained, untrained_notice
 
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from vidllm.processing.export_scene import ExportScene
 
 NOT_SHIPPED = "no trained model comes with vidllm yet: this one is made here, from random weights"
-UNTRAINED = "untrained weights: every answer, box and shape below is random; only the machinery is real"
 # Enough for "in the middle of the room" even where every letter is a token.
 MAX_ANSWER_TOKENS = 32
 # The looser of the two usual thresholds.
@@ -312,9 +310,9 @@ def run_demo(
     source = clip_folder(model)
     truth = read_truth(source)
     out_dir = check_export(out_dir)
-    untrained = os.path.isdir(name) and is_untrained(name)
-    if untrained:
-        show(UNTRAINED)
+    notice = untrained_notice(name)
+    if notice is not None:
+        show(notice)
     loaded, processor = load_model(name, device), load_processor(name)
     inputs = commands.read_video(processor, str(source / CLIP_NAME))
     frames = list(inputs.video_metadata[0]["frames_indices"])
@@ -351,7 +349,7 @@ def run_demo(
     right["all"] = [sum(pair[place] for pair in right.values()) for place in (0, 1)]
     document = {
         "model": name,
-        "untrained": untrained,
+        "untrained": notice is not None,
         "video": str(source / CLIP_NAME),
         "frames": frames,
         "geometry": "predicted",

@@ -318,6 +318,12 @@ def test_reconstruct_writes_all_and_its_cameras_can_be_given_back(model_dir, cli
     assert list(depth.shape[1:]) == document["size_hw"]
     assert document["median_depth"] == pytest.approx(float(np.median(depth[depth > 0])))
     again = tmp_path / "again"
+    # without metres it is refused; who knows the scale says so in the file
+    refused = run("reconstruct", clip, "--out", again, "--model", model_dir, "--geometry", out / "cameras.json")
+    assert refused.exit_code == 2
+    assert "wanted metres; its unit is 'relative'" in refused.stderr
+    text = (out / "cameras.json").read_text()
+    (out / "cameras.json").write_text(text.replace('"unit": "relative"', '"unit": "m"'))
     given = run_json(
         "reconstruct", clip, "--out", again, "--model", model_dir, "--frames", 4, "--geometry", out / "cameras.json"
     )

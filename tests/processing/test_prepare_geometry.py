@@ -410,16 +410,8 @@ def test_bad_arrays(processor, inputs, source, reason):
         processor.prepare_geometry(source, inputs)
 
 
-def test_relative_units_warn(processor, inputs, tmp_path):
-    path = write_cameras(tmp_path / "cameras.json", unit="relative")
-    with pytest.warns(UserWarning, match="taken as metres"):
-        check(processor.prepare_geometry(path, inputs), [0, 3, 5, 8])
-
-
-@pytest.mark.parametrize("name", ["cameras.json", "trajectory.tum", "colmap"])
-def test_our_own_export_reads_back(processor, video, tmp_path, name):
-    """What `vidllm reconstruct` writes for a video is the geometry of that video again, in the model's pixels."""
-    inputs = processor.video_processor(video)
+def write_exports(folder, processor, inputs, is_metric):
+    """What `vidllm reconstruct` writes for a video; poses `(1, S, 4, 4)` and intrinsics `(1, S, 3, 3)` of it."""
     info = inputs.video_metadata[0]
     frames, height, width = inputs["video_size_shw"][0].tolist()
     cam_from_world = torch.from_numpy(rigid(frames, seed=1)).float()[None]
@@ -433,14 +425,26 @@ def test_our_own_export_reads_back(processor, video, tmp_path, name):
         scale=torch.ones(1),
         scale_valid_mask=torch.ones(1, dtype=torch.bool),
         room_from_world=torch.eye(3)[None],
-        metric_mask=torch.ones(1, dtype=torch.bool),
+        metric_mask=torch.tensor([is_metric]),
         video_size_shw=inputs["video_size_shw"],
     )
     pixels = processor.video_processor.denormalize(inputs["pixel_values_videos"])[0]
     scene = export_scene(reconstruction, pixels, info["frames_indices"], info["timestamps_s"])
-    write_cameras_json(tmp_path / "cameras.json", scene)
-    write_trajectory_tum(tmp_path / "trajectory.tum", scene)
-    write_colmap_text(tmp_path / "colmap", scene)
+    write_cameras_json(folder / "cameras.json", scene)
+    write_trajectory_tum(folder / "trajectory.tum", scene)
+    write_colmap_text(folder / "colmap", scene)
+    return cam_from_world, intrinsics_px
+
+
+@pytest.mark.parametrize("name", ["cameras.json", "trajectory.tum", "colmap"])
+def test_our_own_export_reads_back(processor, video, tmp_path, name):
+    """It is the geometry of that video again, in the model's pixels; without metres it is refused."""
+    inputs = processor.video_processor(video)
+    write_exports(tmp_path, processor, inputs, is_metric=False)
+    with pytest.raises(ValueError, match=f"{name}.*: wanted metres; .*unit is 'relative'") as error:
+        processor.prepare_geometry(tmp_path / name, inputs)
+    assert "\n" not in str(error.value)
+    cam_from_world, intrinsics_px = write_exports(tmp_path, processor, inputs, is_metric=True)
     geometry = processor.prepare_geometry(tmp_path / name, inputs)
     torch.testing.assert_close(geometry["cam_from_world"], cam_from_world, atol=1e-5, rtol=0)
     if name != "trajectory.tum":

@@ -30,11 +30,20 @@ def test_every_config_is_tested():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(KINDS)
 
 
-def test_a_model_sharded_over_two_processes_takes_the_same_step():
+def test_a_model_sharded_over_two_processes_takes_the_same_step_and_is_published_whole(tmp_path):
     program = Path(__file__).with_name("sharded_process.py")
     tests = program.parents[1]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            str(program),
+            str(tmp_path),
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1"},
@@ -47,3 +56,4 @@ def test_a_model_sharded_over_two_processes_takes_the_same_step():
     assert report["kinds"] == ["DTensor"]
     assert report["sharded"] == pytest.approx(report["plain"], rel=1e-5)
     assert report["plain"][1] != report["plain"][0]
+    assert report["published"] == {"joint": True, "distillation": True, "lora": True, "adapter": True}

@@ -27,6 +27,9 @@ from vidllm.train.initialise import build_untrained, initialise
 from vidllm.train.precompute import precompute
 from vidllm.train.teachers import FeatureFacts, FeatureFolder, FeatureWriter, FrameKey, VisionTeacher, open_teacher
 
+from . import distill_process
+from .two_processes import run_two_processes
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory")
 
@@ -243,7 +246,7 @@ def test_features_on_disk_are_those_of_the_model_and_a_killed_run_goes_on(places
     with pytest.raises(ValueError, match="holds nothing of the clip elsewhere"):
         folder.features(rgb, [FrameKey("elsewhere", 0)])
     with pytest.raises(ValueError, match="wanted 17"):
-        folder.features(rgb, [FrameKey("pictures", 17)])
+        folder.features(rgb, [FrameKey("pictures", 17, clips.identity("pictures"))])
 
 
 # ---------------------------------------------------------------------- trainer
@@ -298,6 +301,30 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(places, run, tmp_pat
     assert losses_of(tmp_path / "run") == losses_of(out)
     wanted, got = load_file(out / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
     assert all(torch.equal(got[name], value) for name, value in wanted.items())
+
+
+def test_two_processes_of_two_are_one_of_four(places, tmp_path):
+    settings = settings_of(places, steps=4, num_frames=2, frames_kept=4, save_every=2, schedule="constant_with_warmup")
+    one = distill_process.trained_with_sgd([*settings, "batch_size=4"], places / "clips", tmp_path / "one")
+    assert one.args.world_size == 1
+    said, codes = run_two_processes(
+        distill_process.__file__, places / "clips", tmp_path / "two", *settings, "batch_size=2"
+    )
+    assert codes == [0, 0], said
+    mine, wanted = losses_of(tmp_path / "two"), losses_of(tmp_path / "one")
+    assert len(mine) == len(wanted) == 4
+    for a, b in zip(mine, wanted, strict=True):
+        assert set(a) == set(b) >= set(TERMS)
+        for name in a:
+            assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-7), (name, a["step"])
+    assert json.loads((tmp_path / "two" / "recipe.json").read_text())["processes"] == 2
+    before = load_file(places / "student" / "model.safetensors")
+    for place in ("", "checkpoint-2", "checkpoint-4"):
+        mine, wanted = (load_file(tmp_path / out / place / "model.safetensors") for out in ("two", "one"))
+        assert set(mine) == set(wanted)
+        for name, value in wanted.items():
+            torch.testing.assert_close(mine[name], value, rtol=1e-4, atol=1e-5)
+        assert any((value - before[name]).abs().max() > 1e-4 for name, value in wanted.items())
 
 
 @pytest.fixture
@@ -396,6 +423,11 @@ def test_a_student_that_is_near_its_teacher_has_something_to_learn(make_trainer,
         ({"geometry_teacher": None}, "wanted geometry_teacher: --set geometry_teacher="),
         ({"language_teacher": None}, "wanted language_teacher"),
         ({"weights": "depth:1"}, "weights: wanted names among geometry_feature"),
+        ({"learning_rate_factors": "[x:0.1"}, r"learning_rate_factors: wanted a regular expression; got '\[x'"),
+        ({"learning_rate_factors": "x:-1"}, "learning_rate_factors.x: wanted a factor of at least 0; got -1.0"),
+        ({"betas": "0.9,1"}, "betas: wanted two numbers in 0..1"),
+        ({"held_out.data": "x.jsonl"}, r"no setting of held-out data.*got held_out.data=x.jsonl"),
+        ({"held_out.split": "test"}, r"no setting of held-out data.*got held_out.split=test"),
         ({"geometry_stream": "up"}, "geometry_stream: wanted one of encoder, geometry, language"),
         ({"steps": 0}, "steps: wanted at least 1"),
         ({"step": 5}, "did you mean 'steps'"),

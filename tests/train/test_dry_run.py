@@ -1,21 +1,27 @@
 """A dry run against a real step: parameters exactly, what autograd keeps and FLOPs within a tenth."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from typer.testing import CliRunner
 
 from vidllm.cli import app
 from vidllm.modeling_vidllm.shared_prefix_vidllm import shared_prefix
-from vidllm.train.dry_run import cost_of, dry_run
-from vidllm.train.initialise import build_untrained
+from vidllm.processing.processing_vidllm import VidLLMProcessor
+from vidllm.train.distill_recipes import debug_stage1
+from vidllm.train.distillation import VidLLMDistillationTrainer, train_distill
+from vidllm.train.dry_run import cost_of, dry_run, run_shape
+from vidllm.train.dry_run_distill import dry_run_distill
+from vidllm.train.initialise import build_untrained, initialise
 from vidllm.train.joint import joint_data
 from vidllm.train.joint_trainer import VidLLMJointTrainer
+from vidllm.train.lora import add_lora
 from vidllm.train.presets import preset
-from vidllm.train.recipes import RECIPES, debug
+from vidllm.train.recipes import RECIPES, LoraSettings, debug, single_gpu_lora
 
 
 # Large enough that what the losses keep, and small tensors, do not count.
@@ -35,7 +41,10 @@ def real_step(chosen, tmp_path):
     size_hw = chosen.rooms.size_hw
     processor.video_processor.size = {"shortest_edge": size_hw[0]}
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, remove_unused_columns=False, report_to="none", dataloader_pin_memory=False)  # fmt: skip
-    with joint_data(chosen, model.config, processor, 4, tmp_path) as data:
+    config = model.config
+    if chosen.lora is not None:
+        model = add_lora(model, chosen.lora, train_only=chosen.train_only)
+    with joint_data(chosen, config, processor, 4, tmp_path) as data:
         trainer = VidLLMJointTrainer(
             model=model.train(), args=args, freeze_encoder=chosen.freeze_encoder, train_only=chosen.train_only
         )
@@ -58,20 +67,28 @@ def real_step(chosen, tmp_path):
             loss, output = trainer.compute_loss(trainer.model, batch, return_outputs=True, num_items_in_batch=counts)
         forward = counter.get_total_flops()
         loss.backward()
-    coord = model.config.coord_token_id
+    coord = config.coord_token_id
     plan = shared_prefix(batch["input_ids"], batch["attention_mask"], output.scene, batch["scene_index"], coord)
-    rest = plan.prompt.shape[1] - model.config.num_scene_tokens
+    rest = plan.prompt.shape[1] - config.num_scene_tokens
     prompts = len(batch["input_ids"]) // 2
-    return sum(kept.values()), forward, counter.get_total_flops() - forward, rest / prompts, prompts
+    sizes = [sum(p.nbytes for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)]
+    return sum(kept.values()), forward, counter.get_total_flops() - forward, rest / prompts, prompts, sizes
 
 
 @pytest.mark.parametrize(
-    ("size_hw", "train_only"),
-    [(SIZE_HW, None), (OTHER_HW, None), (SIZE_HW, r"language_model|grounding|scene_tokens")],
+    ("size_hw", "changes"),
+    [
+        (SIZE_HW, {}),
+        (OTHER_HW, {}),
+        (SIZE_HW, {"train_only": r"language_model|grounding|scene_tokens"}),
+        (SIZE_HW, {"lora": LoraSettings(rank=4), "freeze_encoder": True}),
+        (SIZE_HW, {"lora": LoraSettings(rank=4), "freeze_encoder": True, "train_only": single_gpu_lora().train_only}),
+    ],
 )
-def test_what_a_step_keeps_and_computes_is_foretold(tmp_path, size_hw, train_only):
-    chosen = recipe_of(size_hw, train_only=train_only)
-    kept, forward, backward, rest, prompts = real_step(chosen, tmp_path)
+def test_what_a_step_keeps_and_computes_is_foretold(tmp_path, size_hw, changes):
+    """Also with adapters: what is frozen around them still hands gradients on to them."""
+    chosen = recipe_of(size_hw, **changes)
+    kept, forward, backward, rest, prompts, sizes = real_step(chosen, tmp_path)
     chosen = dataclasses.replace(chosen, prompts_per_scene=prompts)
     told = dry_run(
         chosen, preset("vidllm-tiny").config(), size_hw, num_devices=1, prompt_tokens=round(rest), learned_tokens=12
@@ -79,6 +96,101 @@ def test_what_a_step_keeps_and_computes_is_foretold(tmp_path, size_hw, train_onl
     assert told.activation_bytes == pytest.approx(kept, rel=0.1)
     assert sum(cost.forward_flops for cost in told.parts.values()) == pytest.approx(forward, rel=0.1)
     assert sum(cost.backward_flops for cost in told.parts.values()) == pytest.approx(backward, rel=0.1)
+    assert [told.weight_bytes, sum(told.trained.values())] == sizes
+    assert told.optimizer_bytes == 8 * sizes[1]
+
+
+def test_weights_in_4_bits_take_less():
+    chosen = recipe_of(lora=LoraSettings(rank=4), freeze_encoder=True)
+    held = dataclasses.replace(chosen, lora=LoraSettings(rank=4, four_bits=True))
+    config = preset("vidllm-tiny").config()
+    plain, quantised = (dry_run(recipe, config, SIZE_HW, 1) for recipe in (chosen, held))
+    layers = build_untrained("vidllm-tiny")[0].model.language_model.layers
+    linear = sum(m.weight.numel() for m in layers.modules() if isinstance(m, torch.nn.Linear))
+    assert plain.weight_bytes - quantised.weight_bytes == pytest.approx(linear * (4 - 0.5625), abs=1)
+    assert plain.trained == quantised.trained
+
+
+class StageOneMeasured(TrainerCallback):
+    """What the forward of a step of stage 1 keeps, and what all of it computes."""
+
+    def watch(self, monkeypatch):
+        training_step, compute_loss = VidLLMDistillationTrainer.training_step, VidLLMDistillationTrainer.compute_loss
+
+        def counted_step(trainer, model, inputs, num_items_in_batch=None):
+            with FlopCounterMode(display=False) as counter:
+                loss = training_step(trainer, model, inputs, num_items_in_batch)
+            self.flops = counter.get_total_flops()
+            self.trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+            self.weights = sum(p.nbytes for p in trainer.model.parameters())
+            teachers = (trainer.geometry_teacher, trainer.language_teacher)
+            self.teachers = sum(p.nbytes for teacher in teachers for p in teacher.parameters())
+            return loss
+
+        def counted_loss(trainer, model, inputs, return_outputs=False, num_items_in_batch=None):
+            own = {p.untyped_storage()._cdata for p in trainer.model.parameters()}
+            kept, alive = {}, []
+
+            def note(tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in own:
+                    kept[storage._cdata] = storage.nbytes()
+                    alive.append(storage)
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                loss = compute_loss(trainer, model, inputs, return_outputs, num_items_in_batch)
+            self.kept = sum(kept.values())
+            return loss
+
+        monkeypatch.setattr(VidLLMDistillationTrainer, "training_step", counted_step)
+        monkeypatch.setattr(VidLLMDistillationTrainer, "compute_loss", counted_loss)
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory")
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_step_of_stage_1_is_foretold(tmp_path, monkeypatch, freeze):
+    for name, seed in (("student", 1), ("geometry", 2), ("language", 3)):
+        initialise("vidllm-tiny", tmp_path / name, seed=seed)
+    base = debug_stage1()
+    chosen = dataclasses.replace(
+        base, model=str(tmp_path / "student"), rooms=dataclasses.replace(base.rooms, size_hw=SIZE_HW), steps=1, freeze_encoder=freeze,
+        geometry_teacher=str(tmp_path / "geometry"), language_teacher=str(tmp_path / "language"), language_stream="language",
+    )  # fmt: skip
+    processor = VidLLMProcessor.from_pretrained(tmp_path / "student")
+    processor.video_processor.size = {"shortest_edge": SIZE_HW[0]}
+    processor.save_pretrained(tmp_path / "student")
+    measured = StageOneMeasured()
+    measured.watch(monkeypatch)
+    train_distill(chosen, tmp_path / "run", use_cpu=True)
+    shape = run_shape(chosen.model, chosen.rooms)
+    assert shape.size_hw == SIZE_HW
+    told = dry_run_distill(chosen, shape.config, shape.size_hw, 1)
+    assert sum(told.trained.values()) == measured.trained
+    assert told.weight_bytes == measured.weights
+    assert told.teacher_bytes == measured.teachers
+    assert told.activation_bytes == pytest.approx(measured.kept, rel=0.1)
+    assert told.flops_per_step == pytest.approx(measured.flops, rel=0.1)
+
+
+def test_frames_are_those_of_the_recipe_or_of_the_checkpoint(tmp_path):
+    """Rooms of 96x128 stay so in the small model; without rooms a 4:3 video as the checkpoint's processor makes it."""
+    nano = Path(__file__).parents[2] / "model_cards" / "vidllm-nano"
+    rooms = RECIPES["nano_stage2"]().rooms
+    for model in ("vidllm-nano", str(nano)):
+        assert run_shape(model, rooms).size_hw == rooms.size_hw == (96, 128)
+        assert run_shape(model, dataclasses.replace(rooms, size_hw=(120, 240))).size_hw == (96, 192)
+        assert (run_shape(model, None).size_hw, run_shape(model, None).num_frames) == ((96, 128), 4)
+    assert run_shape("vidllm-7b", None).size_hw == (518, 686)
+    processor = build_untrained("vidllm-nano")[1]
+    processor.video_processor.size = {"shortest_edge": 208}
+    processor.video_processor.num_frames = 7
+    preset("vidllm-nano").config().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    shape = run_shape(str(tmp_path), None)
+    assert (shape.size_hw, shape.num_frames) == ((208, 272), 7)
+    with pytest.raises(ValueError, match=r"model: wanted a preset .* a checkpoint folder or a Hub id; got '/no/such'"):
+        run_shape("/no/such", None)
 
 
 def test_parameters_are_those_of_the_model():
@@ -101,6 +213,13 @@ def test_sharding_divides_what_it_shards():
     assert full.weight_bytes == none.weight_bytes // 8
     assert none.videos_per_step == 8 * chosen.batch_size
     assert none.activation_bytes == full.activation_bytes
+    # DDP holds every gradient twice
+    assert (none.bucket_bytes, zero2.bucket_bytes, full.bucket_bytes) == (none.gradient_bytes, 0, 0)
+    assert (
+        none.bytes_per_device
+        == none.weight_bytes + 2 * none.gradient_bytes + none.optimizer_bytes + none.activation_bytes
+    )
+    assert dry_run(chosen, config, SIZE_HW, 1).bucket_bytes == 0
     assert none.flops_per_step == 8 * sum(c.forward_flops + c.backward_flops for c in none.parts.values())
 
 
@@ -126,17 +245,16 @@ def test_wrong_requests():
     config = preset("vidllm-tiny").config()
     with pytest.raises(ValueError, match="wanted one of none, zero2, full; got 'some'"):
         dry_run(recipe_of(), config, SIZE_HW, 8, "some")
-    with pytest.raises(ValueError, match="wanted a recipe without lora"):
-        dry_run(RECIPES["scannet"](), config, SIZE_HW)
+    with pytest.raises(ValueError, match="wanted num_frames"):
+        dry_run(recipe_of(num_frames=None), config, SIZE_HW)
 
 
-def test_the_command_says_it_and_writes_nothing(tmp_path):
+def test_the_command_says_it_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     given = [
         "train",
         "joint",
         "debug",
-        "--out",
-        str(tmp_path / "out"),
         "--dry-run",
         "--size",
         "28x42",
@@ -146,8 +264,20 @@ def test_the_command_says_it_and_writes_nothing(tmp_path):
     done = CliRunner().invoke(app, given)
     assert done.exit_code == 0, done.output
     assert "debug: 2 devices, sharding none, frames of 28x42" in done.output
+    assert "assumed: 3 prompts per video, 64 tokens each with their reply, 16 of them learned" in done.output
+    assert "DDP sends gradients from a second copy of them" in done.output
     assert "2 steps; in each 4 videos, 12 frames" in done.output
-    assert not (tmp_path / "out").exists()
-    done = CliRunner().invoke(app, ["train", "joint", "paper_stage2", "--out", "x", "--dry-run"])
+    given = ["train", "distill", "paper_stage1", "--dry-run", "--set", "model=vidllm-tiny", "--devices", "1", "--set", "num_frames=2"]  # fmt: skip
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0, done.output
+    assert "paper_stage1: 1 devices, sharding none, frames of 28x28" in done.output
+    assert "language_teacher: not named, so not counted" in done.output
+    assert "buckets" not in done.output
+    assert not list(tmp_path.iterdir())
+    done = CliRunner().invoke(app, ["train", "joint", "paper_stage2", "--dry-run"])
     assert done.exit_code == 2
     assert "wanted a model, if only its shape: --set model=vidllm-7b" in done.output
+    for command in ("joint", "distill"):
+        done = CliRunner().invoke(app, ["train", command, "debug"])
+        assert done.exit_code == 2
+        assert "wanted --out DIR, the folder of the run; only --dry-run does without" in done.output

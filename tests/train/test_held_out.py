@@ -3,13 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from vidllm.processing.rooms.write import write_rooms
-from vidllm.train.held_out import HELD_OUT_NAME, HeldOutSettings, held_out_rooms, held_out_terms
+from vidllm.train.held_out import HELD_OUT_NAME, HeldOutLog, HeldOutSettings, held_out_rooms, held_out_terms
 from vidllm.train.joint import train_joint
 from vidllm.train.recipes import chosen_recipe, recipe
 from vidllm.train.room_source import RoomScenes, RoomSource, RoomsSettings
@@ -72,6 +73,25 @@ def test_a_resumed_run_has_each_look_once(looked, cache, tmp_path):
     chosen = chosen_recipe("debug", [*COMMON, *LOOKS, f"rooms_cache={cache}"])
     train_joint(chosen, tmp_path / "run", use_cpu=True, resume=True)
     assert looks_of(tmp_path / "run") == looks_of(out)
+
+
+def test_a_last_line_that_was_cut_is_dropped_and_a_strange_one_is_named(tmp_path):
+    path = tmp_path / HELD_OUT_NAME
+    whole = [json.dumps({"step": step, "loss": 1.5}) for step in (0, 2, 4)]
+    state = SimpleNamespace(is_world_process_zero=True, global_step=4)
+    for left in ("", whole[2][:9], whole[2]):
+        path.write_text("\n".join([*whole[:2], left]))
+        HeldOutLog(tmp_path).on_train_begin(None, state, None)
+        assert path.read_text() == "".join(f"{line}\n" for line in whole[:2])
+    state.global_step = 0
+    HeldOutLog(tmp_path).on_train_begin(None, state, None)
+    assert path.read_text() == f"{whole[0]}\n"
+    assert [file.name for file in tmp_path.iterdir()] == [HELD_OUT_NAME]
+    path.write_text(f"{whole[0]}\nnonsense\n{whole[1]}\n")
+    with pytest.raises(
+        ValueError, match=r"held_out.jsonl: line 2: wanted a look as JSON with its step; got 'nonsense'"
+    ):
+        HeldOutLog(tmp_path).on_train_begin(None, state, None)
 
 
 def test_a_look_is_the_mean_over_everything_whatever_the_batches(looked):
@@ -156,6 +176,12 @@ def test_files_of_another_split_are_held_out(tmp_path):
         (["held_out=default"], "mine.jsonl", None, "wanted held_out.data=FILE.jsonl"),
         (["held_out.data=a.jsonl", "benchmarks=scanqa:1"], None, "root", "the data root's split 'val' otherwise"),
         (["held_out.split=train", "benchmarks=scanqa:1"], None, "root", "wanted another split for held_out"),
+        (["held_out.data=./a.jsonl"], "a.jsonl", None, "wanted another file for held_out than is learned from"),
+        (["held_out.clips=clips"], None, None, r"no setting of held-out data.*got held_out.clips=clips"),
+        (["held_out.data=a.jsonl"], None, None, r"no setting of held-out data.*got held_out.data=a.jsonl"),
+        (["held_out.split=test"], None, None, r"no setting of held-out data.*got held_out.split=test"),
+        (["held_out.data=b.jsonl", "held_out.split=test"], "a.jsonl", None, "wanted held_out.data alone"),
+        (["held_out.clips=c", "benchmarks=scanqa:1"], None, "root", "wanted held_out.split alone"),
     ],
 )
 def test_wrong_settings(settings, data, data_root, message):

@@ -1,5 +1,6 @@
 """Untrained folders: complete, repeatable, all or nothing."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,12 +10,24 @@ import sys
 import pytest
 import torch
 from transformers import GenerationConfig
+from typer.testing import CliRunner
 
+from vidllm import cli
+from vidllm.cli import app
+from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.processing.synthetic_clip import write_synthetic_clip
 from vidllm.train import initialise as module
-from vidllm.train.initialise import build_untrained, initialise, is_untrained, save_checkpoint
+from vidllm.train.initialise import (
+    build_untrained,
+    initialise,
+    initialise_from_sources,
+    is_untrained,
+    save_checkpoint,
+    untrained_notice,
+)
+from vidllm.train.shard_writer import HIDDEN, ShardWriter, reveal_weights
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +211,104 @@ def test_a_killed_run_leaves_nothing_that_loads(tmp_path):
     assert not target.exists()
     left = list(tmp_path.rglob("*"))
     assert any(path.name.endswith(".safetensors") for path in left)  # it was killed in the middle, weights written
-    assert not [path for path in left if path.name == "config.json"]
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        VidLLMForConditionalGeneration.from_pretrained(next(tmp_path.glob(".killed.*.partial")))
+
+
+@pytest.mark.parametrize("composed", [False, True])
+def test_nothing_loads_before_everything_is_there(tmp_path, monkeypatch, vggt, composed):
+    """Asked whenever a file of the folder has been finished by one of those who write it: a kill there leaves nothing that loads."""
+    seen = []
+
+    def watch(owner, name):
+        real = getattr(owner, name)
+
+        def watched(self, folder, *args, **kwargs):
+            result = real(self, folder, *args, **kwargs)
+            partial = next(tmp_path.glob(".out.*.partial"))
+            if not (partial / "README.md").is_file():
+                seen.append(owner.__name__)
+                # without a config transformers would make a default model, of billions of parameters
+                with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+                    VidLLMForConditionalGeneration.from_pretrained(partial)
+            return result
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for owner in (VidLLMForConditionalGeneration, GenerationConfig, VidLLMProcessor, VidLLMConfig):
+        watch(owner, "save_pretrained")
+    if composed:
+        initialise_from_sources("vidllm-tiny", tmp_path / "out", geometry=str(vggt))
+    else:
+        initialise("vidllm-tiny", tmp_path / "out")
+    assert {"GenerationConfig", "VidLLMProcessor"} <= set(seen)
+    VidLLMForConditionalGeneration.from_pretrained(tmp_path / "out")
+
+
+def test_weights_in_several_files_get_their_names(tmp_path):
+    model, own = build_untrained("vidllm-tiny")[0], tmp_path / "own"
+    model.save_pretrained(tmp_path, variant=HIDDEN, max_shard_size="300KB")
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        VidLLMForConditionalGeneration.from_pretrained(tmp_path)
+    reveal_weights(tmp_path)
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors*"))
+    assert len(names) > 3
+    assert not [name for name in names if HIDDEN in name]
+    listed = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(listed.values()) == {name for name in names if name.endswith(".safetensors")}
+    loaded = VidLLMForConditionalGeneration.from_pretrained(tmp_path).state_dict()
+    state = model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    # a writer of single tensors names its files alike
+    own.mkdir()
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    with ShardWriter(own, shapes, dict.fromkeys(shapes, torch.float32), 300_000, hidden=True) as writer:
+        for name, value in state.items():
+            writer.write(name, value)
+    model.config.save_pretrained(own)
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        VidLLMForConditionalGeneration.from_pretrained(own)
+    reveal_weights(own)
+    loaded = VidLLMForConditionalGeneration.from_pretrained(own).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+def test_what_is_said_of_an_untrained_checkpoint(tiny_folder, tmp_path, vggt):
+    """A start from VGGT reconstructs as VGGT does; nobody shall call that noise."""
+    assert untrained_notice(tiny_folder[0]) == "untrained weights: answers are random, boxes and shapes too"
+    assert untrained_notice(tmp_path) is None
+    initialise_from_sources("vidllm-tiny", tmp_path / "start", geometry=str(vggt))
+    said = "starting checkpoint, untrained: answers and boxes are random; reconstruction: VGGT's, in relative units"
+    assert untrained_notice(tmp_path / "start") == said
+    assert is_untrained(tmp_path / "start")
+    write_synthetic_clip(tmp_path / "room.mp4", seconds=1.0, size_hw=(56, 84), fps=4)
+    command = [
+        "reconstruct",
+        str(tmp_path / "room.mp4"),
+        "--model",
+        str(tmp_path / "start"),
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.stderr
+    assert f"notice: {said}" in result.stderr
+    assert "untrained weights" not in result.stderr
+
+
+def test_init_says_what_it_is_doing(tmp_path, monkeypatch, vggt):
+    told = []
+
+    @contextlib.contextmanager
+    def spinner(text):
+        told.append(text)
+        yield told.append
+
+    monkeypatch.setattr(cli, "progress", spinner)
+    result = CliRunner().invoke(app, ["init", "vidllm-tiny", "--out", str(tmp_path / "out"), "--geometry", str(vggt)])
+    assert result.exit_code == 0, result.stderr
+    assert told == ["opening sources", "writing geometry", "writing fresh parts", "checksums of the sources"]
+    assert "reconstruction: VGGT's, in relative units" in result.stderr
 
 
 def test_model_and_processor_must_agree(tmp_path):

@@ -8,13 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.train.initialise import build_untrained
 from vidllm.train.joint import VidLLMJointTrainer, joint_data, main, starting_model, train_joint
-from vidllm.train.joint_trainer import first_logit
+from vidllm.train.joint_trainer import first_logit, freeze_for_joint, learns_metres
 from vidllm.train.losses import TERMS
+from vidllm.train.presets import preset
 from vidllm.train.recipes import MixingSchedule, chosen_recipe
 from vidllm.train.run_folder import checkpoint_to_resume
 from vidllm.train.scene_data import SceneCollator, SceneDataset, SceneVisit, SceneVisits
@@ -123,9 +125,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(cache, tmp_path, mon
     ]
     for mine, other in zip(states[0].values(), states[1].values(), strict=True):
         assert all(torch.equal(mine[key], other[key]) for key in mine)
-    assert json.loads((tmp_path / "parts" / "recipe.json").read_text())["resumed"] == [
-        {"from": "checkpoint-5", "changed": []}
-    ]
+    (entry,) = json.loads((tmp_path / "parts" / "recipe.json").read_text())["resumed"]
+    assert (entry["from"], entry["changed"]) == ("checkpoint-5", [])
 
 
 def test_debug_trains_resumes_and_leaves_a_complete_folder(tmp_path, capfd, caplog):
@@ -183,7 +184,7 @@ def make_trainer(tiny, tmp_path):
     """Trainers of fresh tiny models."""
 
     def make(**settings):
-        model = build_untrained(settings.pop("preset", "vidllm-tiny"), seed=4)[0].train()
+        model = settings.pop("model", None) or build_untrained("vidllm-tiny", seed=4)[0].train()
         args = TrainingArguments(
             output_dir=str(tmp_path / "trainer"), use_cpu=True, max_steps=8, remove_unused_columns=False, report_to="none",
             disable_tqdm=True, per_device_train_batch_size=2, logging_steps=1, weight_decay=0.05,
@@ -299,6 +300,14 @@ def test_what_is_not_trained_stays_as_it_is_and_in_evaluation_mode(tiny, scenes,
     trainer.model.train()
     modes = {name: part.training for name, part in trainer.model.model.named_children()}
     assert {name for name, training in modes.items() if training} == {"language_model", "grounding"}
+    # what gradients pass through is still computed twice where that is wanted
+    frozen = dict(trainer.model.model.reconstruction.named_modules())
+    in_training = {name for name, part in frozen.items() if part.training}
+    assert (
+        in_training == {name for name, part in frozen.items() if isinstance(part, GradientCheckpointingLayer)} != set()
+    )
+    trainer.model.eval()
+    assert not any(part.training for part in trainer.model.modules())
     with pytest.raises(ValueError, match="'nowhere' fits none"):
         make_trainer(train_only="nowhere")
 
@@ -439,9 +448,25 @@ def test_decay_and_learning_rates_by_parameter(make_trainer):
         make_trainer(learning_rate_factors={"head_of_nothing": 0.1}).create_optimizer()
 
 
-def test_metres_are_promised_only_where_the_data_has_them(make_trainer):
+def test_metres_are_promised_only_where_the_data_has_them_and_they_are_learned(make_trainer):
     assert make_trainer(has_metric_depth=True).model.config.is_metric
     assert not make_trainer().model.config.is_metric
+    assert make_trainer(has_metric_depth=True, train_only="metric_depth").model.config.is_metric
+    assert not make_trainer(has_metric_depth=True, train_only="language_model").model.config.is_metric
+    assert not make_trainer(has_metric_depth=True, freeze_geometry=True).model.config.is_metric
+    # of what was learned before, frozen parts take nothing away
+    already = build_untrained("vidllm-tiny")[0]
+    already.config.is_metric = True
+    assert make_trainer(model=already, train_only="language_model").model.config.is_metric
+
+
+def test_without_metric_depth_the_reconstruction_gives_metres():
+    config = preset("vidllm-tiny").config(use_metric_depth=False, use_scale_alignment=False)
+    model = VidLLMForConditionalGeneration(config)
+    freeze_for_joint(model, freeze_encoder=True, train_only="reconstruction")
+    assert learns_metres(model)
+    freeze_for_joint(model, freeze_encoder=True, train_only="grounding")
+    assert not learns_metres(model)
 
 
 def test_arguments_that_would_lose_the_targets_are_refused(make_trainer):
@@ -499,7 +524,7 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path):
     for step, whole in ((9, True), (10, True), (11, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if whole:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
     assert checkpoint_to_resume(tmp_path, True) == str(tmp_path / "checkpoint-10")
     assert checkpoint_to_resume(tmp_path, str(tmp_path / "checkpoint-9")) == str(tmp_path / "checkpoint-9")
     with pytest.raises(ValueError, match="wanted a folder checkpoint-N of a run"):

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.processing_vidllm import VidLLMProcessor
-from vidllm.train.initialise import build_untrained, initialise
+from vidllm.train.initialise import build_untrained, initialise, save_checkpoint
 from vidllm.train.joint import train_joint
 from vidllm.train.lora import add_lora
 from vidllm.train.recipes import LoraSettings, chosen_recipe
@@ -74,7 +74,7 @@ def run(base, data, tmp_path_factory):
 
 
 def logits(model, processor):
-    """Of a prompt with a video that ends in `<loc>`, and the boxes there."""
+    """Of a prompt with a video that ends in `<loc>`, the boxes there, and the depth, in the unit that the model says."""
     chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Where is the lamp?"}]},
             {"role": "assistant", "content": [{"type": "box"}]}]  # fmt: skip
     pixels = torch.randn(1, 3, 3, 28, 42, generator=torch.Generator().manual_seed(2))
@@ -134,6 +134,77 @@ def test_a_resumed_run_is_the_uninterrupted_one(base, data, run, tmp_path):
         wanted, got = load_file(Path(run[0]) / name), load_file(tmp_path / "run" / name)
         assert set(wanted) == set(got)
         assert all(torch.equal(wanted[key], got[key]) for key in wanted), name
+
+
+ROOMS = ["freeze_encoder=true", "lora.rank=4", "steps=3", "learning_rate=1e-2", "save_every=9", "dense_labels=0"]
+# as single_gpu_lora has it
+WITHOUT_GEOMETRY = r"train_only=lora_|trainable_tokens|\.(adapter|scene_tokens|point_embedding|grounding)\."
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("rooms_of_debug")
+
+
+@pytest.fixture(scope="module")
+def metric_base(base, tmp_path_factory):
+    """A checkpoint that gives metres."""
+    model = VidLLMForConditionalGeneration.from_pretrained(base)
+    model.config.is_metric = True
+    folder = tmp_path_factory.mktemp("metric_base") / "model"
+    save_checkpoint(model, VidLLMProcessor.from_pretrained(base), folder)
+    return folder
+
+
+def assert_adapter_is_merged(base, out):
+    merged = VidLLMForConditionalGeneration.from_pretrained(out).eval()
+    adapted = PeftModel.from_pretrained(VidLLMForConditionalGeneration.from_pretrained(base), str(out / "adapter"))
+    adapted = adapted.eval().get_base_model()
+    processor = VidLLMProcessor.from_pretrained(out)
+    for mine, wanted in zip(logits(adapted, processor), logits(merged, processor), strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-5)
+    assert adapted.config.is_metric == merged.config.is_metric
+
+
+@pytest.mark.parametrize("settings", [[], [WITHOUT_GEOMETRY]], ids=["with-geometry", "without-geometry"])
+def test_on_rooms_adapter_and_base_that_gives_metres_are_the_merged_model(metric_base, cache, tmp_path, settings):
+    out = tmp_path / "run"
+    train_joint(
+        chosen_recipe("debug", [*ROOMS, f"model={metric_base}", f"rooms_cache={cache}", *settings]), out, use_cpu=True
+    )
+    assert_adapter_is_merged(metric_base, out)
+    assert json.loads((out / "config.json").read_text())["is_metric"]
+    kept = load_file(out / "adapter" / "adapter_model.safetensors")
+    geometry = [name for name in kept if "reconstruction" in name or "metric_depth" in name]
+    assert bool(geometry) != bool(settings)
+    assert any("grounding" in name for name in kept)
+
+
+def test_geometry_that_is_not_trained_leaves_lengths_relative_and_the_adapter_small(base, cache, tmp_path):
+    out = tmp_path / "run"
+    train_joint(
+        chosen_recipe("debug", [*ROOMS, f"model={base}", f"rooms_cache={cache}", WITHOUT_GEOMETRY]), out, use_cpu=True
+    )
+    assert not json.loads((out / "config.json").read_text())["is_metric"]
+    assert_adapter_is_merged(base, out)
+
+
+def test_metres_that_a_run_teaches_are_in_the_merged_model_and_no_adapter_is_left_without_them(
+    base, cache, tmp_path, caplog
+):
+    out = tmp_path / "run"
+    recipe = chosen_recipe("debug", [*ROOMS, f"model={base}", f"rooms_cache={cache}"])
+    train_joint(recipe, out, use_cpu=True)
+    assert json.loads((out / "config.json").read_text())["is_metric"]
+    assert not (out / "adapter").exists()
+    assert "metres, which an adapter alone cannot say" in caplog.text
+    # and so it does not matter that the published model was merged: its weights are those of the last checkpoint on the base
+    adapted = PeftModel.from_pretrained(
+        VidLLMForConditionalGeneration.from_pretrained(base), str(out / "checkpoint-3")
+    )
+    wanted = adapted.merge_and_unload().state_dict()
+    got = VidLLMForConditionalGeneration.from_pretrained(out).state_dict()
+    assert all(torch.equal(got[name], value) for name, value in wanted.items())
 
 
 def test_adapters_outside_the_language_model_are_refused():

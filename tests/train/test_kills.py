@@ -1,4 +1,4 @@
-"""A run that is killed again and again, whatever it is doing, ends as if nothing had happened."""
+"""A run that is killed ten times, whatever it is doing, ends as if nothing had happened."""
 
 import json
 import os
@@ -12,8 +12,9 @@ import pytest
 from safetensors.torch import load_file
 
 
-STEPS = 10
+KILLS, STEPS = 10, 60
 SETTINGS = [f"steps={STEPS}", "save_every=1", "rooms.num_rooms=4", "dense_labels=0", "keep_checkpoints=2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def command(out, cache, resume):
@@ -23,47 +24,46 @@ def command(out, cache, resume):
     return [*words, "--resume"] if resume else words
 
 
-def has_checkpoint(out):
-    return any((path / "trainer_state.json").is_file() for path in out.glob("checkpoint-*"))
+def steps_logged(out):
+    """Of this run and of those before it."""
+    log = out / "log.jsonl"
+    return log.read_text().count("\n") if log.is_file() else 0
+
+
+def killed(words, out, rng):
+    """Start a run and kill it: while the program starts, or some steps after that; says at which step it was."""
+    child = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    begun = steps_logged(out)
+    moment = rng.choice(("start", "first step", "steps"))
+    # most of a run's time is the start of the program, and a checkpoint takes part of a step
+    delay = rng.uniform(0, 12) if moment == "start" else rng.uniform(0, 1)
+    if moment != "start":
+        enough = begun + (1 if moment == "first step" else rng.randint(2, 4))
+        while steps_logged(out) < enough and child.poll() is None:
+            time.sleep(0.02)
+    time.sleep(delay)
+    child.send_signal(signal.SIGKILL)
+    errors = child.communicate()[1].decode()
+    # it was killed, and had not ended by itself
+    assert child.returncode == -signal.SIGKILL, errors[-2000:]
+    return steps_logged(out)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3000)
 def test_ten_kills_change_nothing(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    cache, whole, killed = tmp_path / "rooms", tmp_path / "whole", tmp_path / "killed"
-    begun = time.monotonic()
-    subprocess.run(command(whole, cache, resume=False), env=environment, check=True, capture_output=True)
-    duration = time.monotonic() - begun
+    cache, whole, parts = tmp_path / "rooms", tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole, cache, resume=False), env=ENVIRONMENT, check=True, capture_output=True)
     rng = random.Random(7)
-    kills, finished = 0, False
-    while kills < 10 and not finished:
-        # a kill before the first checkpoint leaves nothing to go on from: the run starts anew in the same folder, once it is empty
-        resume = has_checkpoint(killed)
-        if not resume and killed.exists():
-            for path in sorted(killed.rglob("*"), reverse=True):
-                path.rmdir() if path.is_dir() else path.unlink()
-        child = subprocess.Popen(
-            command(killed, cache, resume), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        try:
-            # most of a run's time is the start of the program
-            _, errors = child.communicate(timeout=rng.uniform(0.3, 1.0) * duration)
-            assert child.returncode == 0, errors.decode()[-2000:]
-            finished = True
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)
-            child.wait()
-            kills += 1
-    if not finished:
-        done = subprocess.run(
-            command(killed, cache, has_checkpoint(killed)), env=environment, capture_output=True, check=False
-        )
-        assert done.returncode == 0, done.stderr.decode()[-2000:]
-    assert kills >= 3
-    wanted, got = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
+    # a run that was killed before it made its folder has not begun
+    reached = [killed(command(parts, cache, parts.exists()), parts, rng) for _ in range(KILLS)]
+    assert 0 < max(reached) < STEPS
+    done = subprocess.run(command(parts, cache, resume=True), env=ENVIRONMENT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    wanted, got = load_file(whole / "model.safetensors"), load_file(parts / "model.safetensors")
     assert set(got) == set(wanted)
     assert all((got[name] == value).all() for name, value in wanted.items())
-    last = [json.loads((out / "log.jsonl").read_text().splitlines()[-1]) for out in (whole, killed)]
-    assert last[0]["step"] == last[1]["step"] == STEPS
-    assert last[0]["loss"] == last[1]["loss"]
+    lines = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (whole, parts)]
+    assert [line["step"] for line in lines[1]] == list(range(1, STEPS + 1))
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+    sys.stdout.write(f"killed at steps {reached}; last loss {lines[1][-1]['loss']}\n")

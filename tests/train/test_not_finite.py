@@ -104,6 +104,17 @@ def test_a_joint_run_stops_keeps_its_checkpoint_and_goes_on(whole, cache, tmp_pa
     assert all(torch.equal(finished[name], value) for name, value in whole.items())
 
 
+def test_a_gradient_that_is_not_finite_is_noticed_where_nothing_is_clipped(cache, tmp_path):
+    out = tmp_path / "run"
+    settings = [*SETTINGS, "save_every=1", "clip=0", f"rooms_cache={cache}"]
+    with pytest.raises(FloatingPointError, match=r"step 2: wanted finite losses; got gradient = (inf|nan)"):
+        train_joint(chosen_recipe("debug", settings), out, use_cpu=True, callbacks=[PoisonedGradient(2)])
+    checkpoints, (note,) = left_in(out)
+    assert checkpoints == ["checkpoint-1"]
+    assert note["step"] == 2
+    assert all(value.isfinite().all() for value in load_file(out / "checkpoint-1" / "model.safetensors").values())
+
+
 def test_a_run_of_stage_1_stops_and_names_the_clips(tmp_path, monkeypatch):
     for name, seed in (("student", 1), ("geometry", 2), ("language", 3)):
         initialise("vidllm-tiny", tmp_path / name, seed=seed)

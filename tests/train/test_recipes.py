@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -134,6 +135,19 @@ def test_data_on_the_command_line_takes_the_place_of_the_recipes():
     both = chosen_recipe("scannet", ["model=some/where"], data="mine.jsonl", data_root="/data")
     assert both.benchmarks == made.benchmarks
     assert isinstance(both, JointRecipe)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_adapters_learn_at_the_full_rate(name):
+    """They start from nothing; a factor that spares a pretrained language model would hold them back."""
+    made = recipe(name)
+    if made.lora is None:
+        return
+    trained = (
+        "language_model.layers.0.self_attn.q_proj.lora_A.default.weight",
+        "lm_head.token_adapter.trainable_tokens_delta.default",
+    )
+    assert not [text for text in made.learning_rate_factors for parameter in trained if re.search(text, parameter)]
 
 
 def test_true_geometry_decays():

@@ -1,16 +1,21 @@
 """Scenes for training: which prompts, in which order, with which draws, and what is left out."""
 
+import json
 import logging
 from collections import Counter
 
+import datasets
 import numpy as np
 import pytest
 import torch
 
+from vidllm.processing.benchmarks import load_benchmark
 from vidllm.processing.samples import Sample
 from vidllm.train.collator import VidLLMCollator
 from vidllm.train.initialise import build_untrained
 from vidllm.train.scene_data import SceneCollator, SceneDataset, SceneVisit, SceneVisits
+
+from .own_clips import write_clips
 
 
 FRAMES = 4
@@ -94,6 +99,46 @@ def test_visits_go_through_all_scenes_again_and_again(scenes):
         assert other[visit].epoch == visits[visit].epoch == visit // 3
     with pytest.raises(IndexError):
         visits[10]
+
+
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory):
+    """Seven clips of one to seven pictures, each with as many questions as fit."""
+    folder = tmp_path_factory.mktemp("ragged")
+    lines = []
+    for clip, frames in enumerate((3, 1, 7, 5, 2, 6, 4)):
+        write_clips(folder / f"part{clip}", clips=1, frames=frames, with_box=False)
+        for question in range(frames):
+            turns = [{"role": "user", "content": f"How many chairs{'?' * frames} {question}"}, {"role": "assistant", "content": "two"}]  # fmt: skip
+            lines.append({"video": f"part{clip}/clip0", "messages": turns})
+    path = folder / "mine.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    datasets.disable_progress_bars()
+    rows = {"jsonl": load_benchmark("jsonl", path, "train", cache_dir=folder / "cache")}
+    return SceneDataset(rows, prompts_per_scene=0, seed=7, num_frames=5)
+
+
+def test_a_window_puts_visits_of_about_one_length_together_and_loses_none(ragged):
+    """Windows of six visits (a step of three forwards of two); the last one is not whole, and windows lie across epochs."""
+    plain, grouped = SceneVisits(ragged, 20, seed=1), SceneVisits(ragged, 20, seed=1, window=6)
+    before, after = ([visits.scene_of(visit) for visit in range(20)] for visits in (plain, grouped))
+    assert before != after
+    for start in range(0, 20, 6):
+        step = after[start : start + 6]
+        # a step has the very visits that it has without
+        assert sorted(step) == sorted(before[start : start + 6])
+        lengths = [ragged.length(*visit) for visit in step]
+        assert lengths == sorted(lengths, reverse=True)
+    assert {ragged.length(scene, 0)[0] for scene in range(7)} == {1, 2, 3, 4, 5}
+    # of equally many frames the longer prompts come first
+    assert len({ragged.length(scene, 0) for scene in range(7)}) == 7
+    # whoever starts anywhere sees the same
+    other = SceneVisits(ragged, 20, seed=1, window=6)
+    for visit in (19, 7, 2, 13):
+        assert other.scene_of(visit) == after[visit]
+        assert ids(other[visit].samples) == ids(ragged.prompts(*after[visit]))
+    with pytest.raises(ValueError, match="wanted a window of at least 1 visit; got 0"):
+        SceneVisits(ragged, 20, window=0)
 
 
 def test_what_a_scene_contributes_does_not_depend_on_its_batch(processor, scenes):

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from trl import SFTConfig
 
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
@@ -103,6 +104,80 @@ def test_a_yaml_file_and_the_command_line_train_a_folder(places, tmp_path, rank)
     assert any("language_model.layers" in name for name in changed)
     assert any("grounding" in name for name in changed)
     assert not any("reconstruction" in name or "encoder" in name for name in changed)
+
+
+class StopAt(TrainerCallback):
+    """As if the run had been killed after a step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["a folder", "the last one"])
+def test_a_run_goes_on_where_it_stopped(places, tmp_path, capsys, monkeypatch, named):
+    words = [
+        "--model_path",
+        str(places / "model"),
+        "--data",
+        str(places / "mine.jsonl"),
+        "--lora_rank",
+        "4",
+        "--learning_rate",
+        "1e-2",
+    ]
+    words += ["--logging_steps", "1", "--save_steps", "2", "--max_steps", "4"]
+    words += [
+        word for name, value in SETTINGS.items() if name != "max_steps" for word in (f"--{name}", str(value).lower())
+    ]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*words, "--output_dir", str(whole)]) == 0
+    with monkeypatch.context() as patch:
+        train = VidLLMSFTTrainer.train
+        patch.setattr(
+            VidLLMSFTTrainer, "train", lambda self, **more: (self.add_callback(StopAt()), train(self, **more))
+        )
+        assert main([*words, "--output_dir", str(parts)]) == 0
+    # what it had learned by then is not what it learns in the end
+    before = load_file(parts / "adapter" / "adapter_model.safetensors")
+    again = str(parts / "checkpoint-2") if named else "true"
+    assert main([*words, "--output_dir", str(parts), "--resume_from_checkpoint", again]) == 0
+    logged = json.loads((parts / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert [line["step"] for line in logged if "loss" in line] == [1, 2, 3, 4]
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        wanted, got = load_file(whole / name), load_file(parts / name)
+        assert set(wanted) == set(got)
+        assert all(torch.equal(got[key], value) for key, value in wanted.items()), name
+    assert any(not torch.equal(got[key], value) for key, value in before.items())
+
+    record = json.loads((parts / "recipe.json").read_text())
+    assert {"sft", str(places / "model"), str(places / "mine.jsonl")} <= set(map(str, record["recipe"].values()))
+    assert (record["recipe"]["lora"]["rank"], record["recipe"]["max_steps"], record["processes"]) == (4, 4, 1)
+    assert "torch" in record["versions"]
+    (entry,) = record["resumed"]
+    assert (entry["from"], entry["changed"]) == ("checkpoint-2", [])
+    capsys.readouterr()
+    assert main([*words, "--output_dir", str(parts), "--resume_from_checkpoint", str(places)]) == 2
+    assert "wanted a folder checkpoint-N of a run" in capsys.readouterr().err
+
+
+def test_adapter_and_base_are_the_merged_model(places, tmp_path):
+    words = [
+        "--model_path",
+        str(places / "model"),
+        "--data",
+        str(places / "mine.jsonl"),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--learning_rate",
+        "1e-2",
+    ]
+    words += [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value).lower())]
+    assert main(words) == 0
+    base = VidLLMForConditionalGeneration.from_pretrained(places / "model")
+    wanted = PeftModel.from_pretrained(base, str(tmp_path / "out" / "adapter")).merge_and_unload().state_dict()
+    got = VidLLMForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
+    assert set(got) == set(wanted)
+    assert all(torch.equal(wanted[name], value) for name, value in got.items())
 
 
 def test_bad_input_is_one_line(places, tmp_path, capsys):

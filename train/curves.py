@@ -83,7 +83,11 @@ def held_out_curve(folder: str | Path) -> list[dict[str, float]]:
 
 
 def draw_curves(
-    runs: Sequence[CurveRun], path: str | Path, terms: Sequence[str] = (), across: str = "steps"
+    runs: Sequence[CurveRun],
+    path: str | Path,
+    terms: Sequence[str] = (),
+    across: str = "steps",
+    log: bool = False,
 ) -> list[str]:
     """Draw one panel per loss term with a line per run.
 
@@ -92,6 +96,7 @@ def draw_curves(
         path (`str` or `Path`): PNG file to write.
         terms (`Sequence[str]`): Loss terms; by default those that all runs have.
         across (`str`): Name of the horizontal axis.
+        log (`bool`): Whether the vertical axes are logarithmic; a panel with a value that is not positive stays linear.
 
     Returns:
         `list[str]`: the terms that were drawn.
@@ -123,6 +128,11 @@ def draw_curves(
             spent = [run.start + run.per_step * line["step"] for line in curve]
             values = [line[name] for line in curve]
             axes.plot(spent, values, color=colour, label=run.label, linewidth=1.6, marker="o", markersize=2.5)
+        if log and all(line[name] > 0 for curve in curves for line in curve):
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter("{x:g}")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.tick_params(axis="y", which="minor", labelsize=TEXT_PT - 3)
         axes.set_title(name, fontsize=TEXT_PT, color=INK)
         axes.tick_params(labelsize=TEXT_PT - 2)
         axes.set_xlabel(across, fontsize=TEXT_PT - 1)

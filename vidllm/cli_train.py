@@ -322,11 +322,12 @@ def curves(
         typer.Option("--per-step", metavar="LABEL=NUMBER", help="What a step of a run costs; repeatable; default: 1."),
     ] = None,
     across: Annotated[str, typer.Option("--across", help="Name of the horizontal axis.")] = "steps",
+    log: Annotated[bool, typer.Option("--log", help="Logarithmic vertical axes.")] = False,
 ) -> None:
     """Draw the held-out losses of runs that were started with --set held_out.every=N."""
     from vidllm.train.curves import draw_curves, runs_of_words
 
-    terms = draw_curves(runs_of_words(runs, start or [], per_step or []), out.expanduser(), term or [], across)
+    terms = draw_curves(runs_of_words(runs, start or [], per_step or []), out.expanduser(), term or [], across, log)
     say(f"wrote {out} ({', '.join(terms)})")
 
 

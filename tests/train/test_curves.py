@@ -50,8 +50,13 @@ def test_each_run_is_drawn_where_it_was_measured(tmp_path, monkeypatch):
     }
     assert all(axes.get_xlabel() == "work" for axes in figure.axes)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first", "second"]
-    drawn, _ = lines_drawn(monkeypatch, runs, tmp_path / "x.png", ["depth"])
+    assert {axes.get_yscale() for axes in figure.axes} == {"linear"}
+    drawn, figure = lines_drawn(monkeypatch, runs, tmp_path / "x.png", ["depth"], log=True)
     assert list(drawn) == ["depth"]
+    assert figure.axes[0].get_yscale() == "log"
+    zero = run_folder(tmp_path, "zero", [{"step": 0, "depth": 0.0}])
+    _, figure = lines_drawn(monkeypatch, [CurveRun("zero", zero)], tmp_path / "x.png", log=True)
+    assert figure.axes[0].get_yscale() == "linear"
 
 
 def test_the_command_writes_a_picture(tmp_path):

@@ -282,7 +282,7 @@ def drop_lines_after(path: Path, step: int) -> None:
 
 
 def publish(model: VidLLMForConditionalGeneration, processor: VidLLMProcessor, out_dir: Path) -> None:
-    """Put a complete Hub folder into the folder of the run; `config.json`, without which nothing loads, comes last.
+    """Put a complete Hub folder into the folder of the run; `config.json`, without which the Auto classes and the commands refuse it, comes last.
 
     Args:
         model (`VidLLMForConditionalGeneration`): Trained.

@@ -135,6 +135,7 @@ def run_evaluation(
             "dtype": str(loaded.dtype).removeprefix("torch."),
             "data_root": root,
             "geometry": geometry,
+            "pose_refinement_sizes": list(loaded.config.pose_refinement_sizes),
             "frames": frames,
             "batch_size": batch_size,
             "prompts": prompts,

@@ -7,7 +7,6 @@ Shapes: none; losses are sums and counts `()`.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
+
+from vidllm.train.line_log import drop_lines_after
 
 
 if TYPE_CHECKING:
@@ -198,27 +199,8 @@ class HeldOutLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the lines up to the step that the run starts from."""
-        if state.is_world_process_zero and self.path.is_file():
-            looks = [(line, self._step_of(line, number)) for number, line in enumerate(self._whole_lines(), start=1)]
-            part = self.path.with_name(f"{self.path.name}.part")
-            part.write_text(
-                "".join(f"{line}\n" for line, step in looks if step <= state.global_step), encoding="utf-8"
-            )
-            os.replace(part, self.path)
-
-    def _whole_lines(self) -> list[str]:
-        """Lines that were written whole: a run that was killed while it wrote leaves a last one without its end."""
-        *whole, _ = self.path.read_text(encoding="utf-8").split("\n")
-        return whole
-
-    def _step_of(self, line: str, number: int) -> int:
-        """Step of a look; `ValueError` if somebody else wrote the line."""
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{self.path}: line {number}: wanted a look as JSON with its step; got {line[:80]!r}"
-            ) from None
+        if state.is_world_process_zero:
+            drop_lines_after(self.path, state.global_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any], **kwargs: Any) -> None:
         """Add a line."""

@@ -36,6 +36,7 @@ from vidllm.train.dense_matching import DenseMatching
 from vidllm.train.held_out import HeldOut, HeldOutLog, held_out_rooms
 from vidllm.train.initialise import build_untrained
 from vidllm.train.joint_trainer import LossPlugin, VidLLMJointTrainer
+from vidllm.train.line_log import drop_lines_after
 from vidllm.train.loc_labels import LocLabels
 from vidllm.train.lora import add_lora, four_bit_settings, save_and_merge
 from vidllm.train.parameter_table import parameter_table
@@ -48,7 +49,6 @@ from vidllm.train.run_folder import (
     check_processes,
     checkpoint_to_resume,
     clear_unbegun,
-    drop_lines_after,
     publish,
     write_recipe,
 )

@@ -251,36 +251,6 @@ def clear_unbegun(out_dir: Path) -> None:
             shutil.rmtree(checkpoint)
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Shorten a log to the lines up to a step; a last line that was cut while it was written goes too.
-
-    Args:
-        path (`Path`): A file of JSON lines with `step`, or none.
-        step (`int`): The last that stays.
-
-    Raises:
-        ValueError: A line before the last one is none of a log.
-
-    Source:
-        Ours.
-    """
-    if not path.is_file():
-        return
-    lines, kept = path.read_text(encoding="utf-8", errors="replace").splitlines(), []
-    for number, line in enumerate(lines, 1):
-        try:
-            found = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}:{number}: wanted a JSON object with `step`; got {line[:60]!r}") from None
-        if found <= step:
-            kept.append(line + "\n")
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
-    os.replace(part, path)
-
-
 def publish(model: VidLLMForConditionalGeneration, processor: VidLLMProcessor, out_dir: Path) -> None:
     """Put a complete Hub folder into the folder of the run; `config.json`, without which the Auto classes and the commands refuse it, comes last.
 
@@ -310,7 +280,6 @@ __all__ = [
     "check_processes",
     "checkpoint_to_resume",
     "clear_unbegun",
-    "drop_lines_after",
     "git_commit",
     "publish",
     "versions",

@@ -88,9 +88,7 @@ def test_a_last_line_that_was_cut_is_dropped_and_a_strange_one_is_named(tmp_path
     assert path.read_text() == f"{whole[0]}\n"
     assert [file.name for file in tmp_path.iterdir()] == [HELD_OUT_NAME]
     path.write_text(f"{whole[0]}\nnonsense\n{whole[1]}\n")
-    with pytest.raises(
-        ValueError, match=r"held_out.jsonl: line 2: wanted a look as JSON with its step; got 'nonsense'"
-    ):
+    with pytest.raises(ValueError, match=r"held_out.jsonl:2: wanted a JSON object with `step`; got 'nonsense'"):
         HeldOutLog(tmp_path).on_train_begin(None, state, None)
 
 

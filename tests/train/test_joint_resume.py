@@ -13,9 +13,10 @@ from vidllm.train import joint
 from vidllm.train.initialise import build_untrained
 from vidllm.train.joint import main, train_joint, training_arguments
 from vidllm.train.joint_trainer import freeze_for_joint
+from vidllm.train.line_log import drop_lines_after
 from vidllm.train.parameter_table import parameter_table
 from vidllm.train.recipes import chosen_recipe
-from vidllm.train.run_folder import check_processes, checkpoint_to_resume, drop_lines_after
+from vidllm.train.run_folder import check_processes, checkpoint_to_resume
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory")

@@ -14,7 +14,7 @@ import torch
 
 from vidllm.eval.oriented import angles_of
 from vidllm.eval.predictions import PredictionFiles
-from vidllm.eval.proposals import SceneProposals, best_overlap
+from vidllm.eval.proposals import best_overlap
 from vidllm.eval.reconstruction import constant_reconstruction, plain, score_reconstruction
 from vidllm.eval.reconstruction_views import accuracy_curves, scene_view
 from vidllm.eval.truth import SceneTruth, scene_truth
@@ -24,6 +24,7 @@ from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneratio
 from vidllm.modeling_vidllm.scene_vidllm import VidLLMScene
 from vidllm.processing.benchmarks.frames import frames_of
 from vidllm.processing.benchmarks.prompts import box_turn
+from vidllm.processing.benchmarks.proposals import SceneProposals
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.processing.samples import Sample
 from vidllm.processing.video_processing_vidllm import VidLLMVideoList

@@ -18,7 +18,6 @@ from transformers.utils.logging import disable_progress_bar
 from vidllm.eval.predict import MAX_NEW_TOKENS, PredictionSettings, Predictor
 from vidllm.eval.predictions import TIMING, PredictionFiles
 from vidllm.eval.processes import Processes, alone_in, start_processes, steady_threads
-from vidllm.eval.proposals import SceneProposals, load_proposals
 from vidllm.eval.provenance import (
     SETTINGS_FILE,
     benchmark_settings,
@@ -37,6 +36,7 @@ from vidllm.eval.work import RECONSTRUCTION, EvaluationWork, check_benchmarks, c
 from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.benchmarks.prompts import DEFAULT_STYLE
+from vidllm.processing.benchmarks.proposals import SceneProposals, load_proposals
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.processing.video_reading_vidllm import VidLLMInputError
 

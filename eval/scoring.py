@@ -18,11 +18,11 @@ from vidllm.eval.metrics.scanrefer.scores import scanrefer_scores
 from vidllm.eval.metrics.sqa3d import scores as sqa3d
 from vidllm.eval.metrics.text_scorers import java_obstacle
 from vidllm.eval.oriented import oriented_scores
-from vidllm.eval.proposals import SceneProposals
 from vidllm.eval.reconstruction import Scores, mean_over_scenes
 from vidllm.eval.train_facts import TrainFacts, blind_items
 from vidllm.eval.truth import named_objects
 from vidllm.eval.work import RECONSTRUCTION, BenchmarkWork, EvaluationWork
+from vidllm.processing.benchmarks.proposals import SceneProposals
 
 
 Records = Mapping[str, Mapping[str, Any]]

@@ -17,9 +17,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_vidllm import VidLLMConfig
-from .geometry_vidllm import box_iou
+from .geometry_vidllm import box_iou, boxes_room_from_annotation
 from .layers_vidllm import VidLLMMlp, attend, split_heads
 from .scene_tokens_vidllm import VidLLMPositionMlp
+from .scene_vidllm import VidLLMScene
 
 
 # Ours: boxes that overlap a better one by more are dropped.
@@ -569,6 +570,57 @@ class VidLLMGroundingDecoder(nn.Module):
 
 
 @torch.no_grad()
+def place_proposals(
+    boxes: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    annotation_from_world: torch.Tensor | None,
+    scene: VidLLMScene,
+    device: torch.device,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Given proposals as the decoder takes them.
+
+    Args:
+        boxes (`torch.Tensor` of shape `(batch, M, 6)`, *optional*): `(cx, cy, cz, dx, dy, dz)` in the reconstruction's unit; room frame, or
+            annotation frame.
+        mask (`torch.Tensor` of shape `(batch, M)`, *optional*): Real proposals.
+        annotation_from_world (`torch.Tensor` of shape `(batch, 4, 4)`, *optional*): Rigid, from the first camera: says that the boxes are in the
+            annotation frame.
+        scene (`VidLLMScene`): Of the batch.
+        device (`torch.device`): Of the decoder's inputs.
+
+    Returns:
+        `tuple`: boxes `(batch, M, 6)`, float32, room frame, position units; the mask as bool, or None. Both None where no boxes are given.
+
+    Raises:
+        ValueError: A shape is not as said, or there is a frame and no boxes.
+
+    Source:
+        Ours: a model that is trained predicts the room frame on its way, so that nobody can turn annotated boxes into it beforehand.
+    """
+    if boxes is None:
+        if annotation_from_world is not None:
+            raise ValueError("annotation_from_world: wanted together with proposal_boxes; got it without")
+        return None, None
+    batch = scene.num_scenes
+    if boxes.ndim != 3 or boxes.shape[::2] != (batch, 6):
+        raise ValueError(
+            f"proposal_boxes: wanted shape ({batch}, proposals, 6), one row per video; got {tuple(boxes.shape)}"
+        )
+    if mask is not None and mask.shape != boxes.shape[:2]:
+        raise ValueError(f"proposal_mask: wanted shape {tuple(boxes.shape[:2])}; got {tuple(mask.shape)}")
+    boxes, mask = boxes.float().to(device), None if mask is None else mask.bool().to(device)
+    if annotation_from_world is not None:
+        if tuple(annotation_from_world.shape) != (batch, 4, 4):
+            raise ValueError(
+                f"annotation_from_world: wanted shape ({batch}, 4, 4), one per video; got {tuple(annotation_from_world.shape)}"
+            )
+        room_from_world = scene.reconstruction.room_from_world.float().to(device)
+        boxes = boxes_room_from_annotation(boxes, annotation_from_world.float().to(device), room_from_world)
+    # the decoder thinks in position units; what comes in and goes out is in the reconstruction's
+    return boxes * scene.position_scale.to(device)[:, None, None], mask
+
+
+@torch.no_grad()
 def select_boxes(
     grounding: VidLLMGroundingOutput, max_boxes: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -613,4 +665,4 @@ def select_boxes(
     )
 
 
-__all__ = ["VidLLMGroundingDecoder", "VidLLMGroundingOutput", "select_boxes"]
+__all__ = ["VidLLMGroundingDecoder", "VidLLMGroundingOutput", "place_proposals", "select_boxes"]

@@ -21,6 +21,7 @@ from vidllm.modeling_vidllm.geometry_vidllm import (
 from vidllm.modeling_vidllm.scene_vidllm import VidLLMScene
 from vidllm.processing.benchmarks.frames import SceneFrames, frames_of, scene_key
 from vidllm.processing.benchmarks.prompts import spoken
+from vidllm.processing.benchmarks.proposals import SceneProposals
 from vidllm.processing.given_geometry_vidllm import prepare_geometry
 from vidllm.processing.processing_vidllm import VidLLMProcessor
 from vidllm.processing.samples import Sample
@@ -128,6 +129,7 @@ class VidLLMCollator:
         with_replies (`bool`): False makes prompts only, padded on the left, without labels: for generation.
         seed (`int`): Of everything that is drawn.
         box_output (`str`): As the model's config has it: `decoder` (an assistant's box is `<loc>`) or `text` (six numbers, see `boxes_for_text`).
+        proposals (`SceneProposals`, *optional*): Boxes that the decoder chooses among, of every scene that is asked for boxes.
 
     Raises:
         ValueError: An argument is out of range.
@@ -148,6 +150,7 @@ class VidLLMCollator:
         with_replies: bool = True,
         seed: int = 0,
         box_output: str = "decoder",
+        proposals: SceneProposals | None = None,
     ):
         if box_output not in ("decoder", "text"):
             raise ValueError(f"collator: wanted box_output decoder or text; got {box_output!r}")
@@ -167,6 +170,7 @@ class VidLLMCollator:
         self.with_replies = with_replies
         self.seed = seed
         self.box_output = box_output
+        self.proposals = proposals
         # In shared memory, so that loader processes that live on see a new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -192,6 +196,8 @@ class VidLLMCollator:
             - coord_points_world (`torch.Tensor` of shape `(Q, P, 3)`), coord_mask (`(Q, P)`, bool), if any prompt names a place.
             - pixel_values_videos (`torch.Tensor` of shape `(B, S, 3, H, W)`), video_size_shw (`(B, 3)`, int64).
             - scale_frames (`torch.Tensor` of shape `(B, K)`, int64): with replies; -1 = unused.
+            - proposal_boxes (`torch.Tensor` of shape `(B, M, 6)`): annotation frame, metres; proposal_mask (`(B, M)`, bool), and
+              annotation_from_world (`(B, 4, 4)`) as below, if there are proposals.
             - geometry (`dict`), if `given_geometry` > 0: `cam_from_world`, `intrinsics_px`, `depth_m` as below and `mask` `(B,)`, bool.
             and beside it
             - targets (`dict`):
@@ -204,7 +210,7 @@ class VidLLMCollator:
             - sample_ids (`list[str]`).
 
         Raises:
-            VidLLMInputError: A sample cannot be used (see `usable_rows`), or a scene cannot be read.
+            VidLLMInputError: A sample cannot be used (see `usable_rows`), a scene cannot be read, or one that is asked for boxes has no proposals.
 
         Source:
             Ours.
@@ -231,6 +237,8 @@ class VidLLMCollator:
         keys = list(row_of_scene)
         if self.with_replies:
             batch["scale_frames"] = self._scale_frames(keys, scenes)
+        if self.proposals is not None:
+            batch.update(self._proposals(samples, scene_index, batch["targets"]))
         if self.given_geometry:
             batch["geometry"] = self._geometry(keys, batch["targets"])
         batch["sample_ids"] = [sample.sample_id for sample in samples]
@@ -335,6 +343,35 @@ class VidLLMCollator:
             drawn = self._generator("scale frames", key[1]).choice(len(scene.indices), count, replace=False)
             votes[row, :count] = torch.from_numpy(np.sort(drawn))
         return votes
+
+    def _scene_id(self, sample: Sample) -> str | None:
+        """Name of the sample's scene in its dataset."""
+        return sample.scene_id
+
+    def _proposals(
+        self, samples: list[Sample], scene_index: list[int], targets: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Proposals of the videos, none where the annotation frame is not known: there no box can be learned either."""
+        of_scene: dict[int, np.ndarray] = {}
+        for sample, row in zip(samples, scene_index, strict=True):
+            scene_id = self._scene_id(sample)
+            known = self.proposals.boxes_annotation.get(scene_id)
+            if known is None and sample.num_box_blocks and sample.boxes_annotation is not None:
+                raise VidLLMInputError(
+                    f"sample {sample.sample_id}: wanted proposals of scene {scene_id}, in which boxes are asked for; "
+                    f"{self.proposals.source or 'what was given'} has none"
+                )
+            if known is not None and targets["annotation_mask"][row]:
+                of_scene[row] = known
+        counts = [len(of_scene.get(row, ())) for row in range(len(targets["annotation_mask"]))]
+        boxes = torch.zeros(len(counts), max(counts), 6)
+        for row, known in of_scene.items():
+            boxes[row, : len(known)] = torch.from_numpy(np.array(known, dtype=np.float32))
+        return {
+            "proposal_boxes": boxes,
+            "proposal_mask": torch.arange(max(counts)) < torch.tensor(counts)[:, None],
+            "annotation_from_world": targets["annotation_from_world"],
+        }
 
     def _geometry(self, keys: list[tuple], targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """True geometry for the videos that it is drawn for and that have all of it."""

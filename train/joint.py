@@ -30,7 +30,9 @@ from transformers.utils.logging import disable_progress_bar
 from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.benchmarks.load import load_benchmark
+from vidllm.processing.benchmarks.proposals import SceneProposals, load_proposals
 from vidllm.processing.processing_vidllm import VidLLMProcessor
+from vidllm.processing.samples import Sample
 from vidllm.train.dense_labels import DenseLabels, RoomCollator
 from vidllm.train.dense_matching import DenseMatching
 from vidllm.train.held_out import HeldOut, HeldOutLog, held_out_rooms
@@ -138,6 +140,8 @@ def joint_data(
     Source:
         Ours.
     """
+    if chosen.proposals is not None and config.box_output == "text":
+        raise ValueError(f'{chosen.name}: wanted a model of box_output="decoder" for proposals; got "text"')
     settings = {
         "num_frames": chosen.num_frames,
         "reply_choice": chosen.reply_choice,
@@ -180,11 +184,13 @@ def joint_data(
             rows["jsonl"] = load_benchmark("jsonl", chosen.data, "train")
             weights["jsonl"] = chosen.data_weight
     scenes = SceneDataset(rows, chosen.prompts_per_scene, chosen.seed, weights, collator.num_frames)
+    proposals = collator.proposals = _proposals(chosen, scenes)
     facts = {
         "data": {
             "scenes": len(scenes),
             "rows": {name: len(part) for name, part in rows.items()},
             "skipped": {name: skipped.summary() for name, skipped in scenes.skipped.items()},
+            **({} if proposals is None else {"proposals": proposals.settings}),
         }
     }
     per_step = chosen.batch_size * chosen.accumulation * PartialState().num_processes
@@ -194,6 +200,22 @@ def joint_data(
         held = _held_out_files(chosen, SceneCollator(processor, frame_choice="uniform", **settings))
         facts["data"]["held_out_scenes"] = len(held.scenes)
     yield JointData(visits, collator, scenes.has_geometry, scenes.has_depth, (), facts, held)
+
+
+def _proposals(chosen: JointRecipe, scenes: SceneDataset) -> SceneProposals | None:
+    """Proposals of those scenes that are asked for boxes."""
+    if chosen.proposals is None:
+        return None
+    samples = (
+        Sample.from_row(scenes.datasets[name][number])
+        for rows in scenes.rows_of_scene
+        for name, numbers in rows.items()
+        for number in numbers
+    )
+    asked = {
+        sample.scene_id: None for sample in samples if sample.num_box_blocks and sample.boxes_annotation is not None
+    }
+    return load_proposals(chosen.proposals, str(Path(chosen.data_root).expanduser().resolve()), list(asked))
 
 
 def _held_out_files(chosen: JointRecipe, collator: SceneCollator) -> HeldOut:
@@ -207,6 +229,7 @@ def _held_out_files(chosen: JointRecipe, collator: SceneCollator) -> HeldOut:
                 variant = chosen.variants.get(name, "default")
                 rows[name] = load_benchmark(name, chosen.data_root, settings.split, variant=variant, strict=False)
     scenes = SceneDataset(rows, chosen.prompts_per_scene, chosen.seed, weights, collator.num_frames)
+    collator.proposals = _proposals(chosen, scenes)
     return HeldOut(SceneVisits(scenes, min(settings.scenes, len(scenes)), chosen.seed), collator)
 
 

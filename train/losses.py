@@ -71,6 +71,7 @@ class JointLossSettings:
         match_cost_diou (`float`): Ours: weight of 1 - DIoU.
         match_cost_score (`float`): Ours: weight of the query's matching probability, which keeps the choice among equally good queries stable.
         match_margin (`float`): Ours: how far from a box, along each axis, a query may start that is matched with it besides the assigned one, metres.
+        proposal_iou (`float`): Ours: overlap from which a given proposal is a box, besides the one that fits best.
 
     Raises:
         ValueError: A value is out of range, or a term is unknown.
@@ -95,6 +96,7 @@ class JointLossSettings:
     match_cost_diou: float = 1.0
     match_cost_score: float = 1.0
     match_margin: float = 0.3
+    proposal_iou: float = 0.5
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -111,6 +113,8 @@ class JointLossSettings:
             )
         if not self.match_margin >= 0:
             raise ValueError(f"losses.match_margin: wanted a length from 0; got {self.match_margin}")
+        if not 0 < self.proposal_iou <= 1:
+            raise ValueError(f"losses.proposal_iou: wanted an overlap above 0, at most 1; got {self.proposal_iou}")
 
     def weight(self, term: str) -> float:
         """Weight of a term.
@@ -362,7 +366,8 @@ def _grounding_sums(
         )
         true_boxes = true_boxes * scene.position_scale.to(prompt.device)[video][:, None, None]
     costs = (settings.match_cost_l1, settings.match_cost_diou, settings.match_cost_score)
-    losses = box_losses(found, true_boxes, box_mask, *costs, margin=settings.match_margin)
+    among = settings.proposal_iou if batch.get("proposal_boxes") is not None else None
+    losses = box_losses(found, true_boxes, box_mask, *costs, margin=settings.match_margin, proposal_iou=among)
     return {
         "box_l1": losses["l1"].sum(),
         "box_diou": losses["diou"].sum(),

@@ -61,6 +61,8 @@ class JointRecipe:
         loc_labels (`float`): Weight of the loss on category and colour of what a `<loc>` means; for rooms. 0 leaves it out.
         dense_matching (`float`): Weight of the loss on which patches of two frames see the same place; for rooms. 0 leaves it out.
         given_geometry (`MixingSchedule`): Schedule of true geometry.
+        proposals (`str`, *optional*): What the grounding decoder chooses among, see `load_proposals`: `true` for the scenes' own boxes, or a file
+            or folder; by default it finds boxes by itself.
         freeze_encoder (`bool`): Whether the vision encoder stays as it is.
         train_only (`str`, *optional*): Regular expression of parameter names: all others stay as they are, and their modules in evaluation mode.
         lora (`LoraSettings`, *optional*): Adapters on the language model instead of training it.
@@ -115,6 +117,7 @@ class JointRecipe:
     loc_labels: float = 0.0
     dense_matching: float = 0.0
     given_geometry: MixingSchedule = field(default_factory=MixingSchedule)
+    proposals: str | None = None
     freeze_encoder: bool = True
     train_only: str | None = None
     lora: LoraSettings | None = None
@@ -184,6 +187,8 @@ class JointRecipe:
         for name in ROOM_LOSSES:
             if getattr(self, name) and self.rooms is None:
                 raise ValueError(f"{self.name}: wanted rooms for {name}; files do not know what each pixel shows")
+        if self.proposals is not None and self.data_root is None:
+            raise ValueError(f"{self.name}: wanted a data root for proposals; they are of its scenes")
         held = self.held_out
         if held is not None and (self.rooms is None) and (self.data_root is None) != (held.data is not None):
             raise ValueError(

@@ -316,6 +316,10 @@ class SceneCollator(VidLLMCollator):
         name, epoch = names[0].rsplit("@", 1)
         return keyed_generator(self.seed, int(epoch), what, name)
 
+    def _scene_id(self, sample: Sample) -> str | None:
+        """Name without the epoch."""
+        return self._original[scene_key(sample, self.data_root)][0].scene_id
+
     def _frames(self, sample: Sample) -> SceneFrames:
         """Frames of the scene under its real name."""
         original, name = self._original[scene_key(sample, self.data_root)]

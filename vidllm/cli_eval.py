@@ -206,9 +206,9 @@ def evaluate(
 
 def _check(benchmarks: list[str], data_root: str, options: dict[str, Any]) -> None:
     """Refuse what every process would refuse, before any is started."""
-    from vidllm.eval.proposals import load_proposals
     from vidllm.eval.run import GEOMETRIES
     from vidllm.eval.work import check_benchmarks, plan
+    from vidllm.processing.benchmarks.proposals import load_proposals
 
     if options["geometry"] not in GEOMETRIES:
         raise ValueError(f"geometry: wanted {' or '.join(GEOMETRIES)}; got {options['geometry']!r}")

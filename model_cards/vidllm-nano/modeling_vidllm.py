@@ -20,7 +20,7 @@ from .cross_task_adapter_vidllm import VidLLMCrossTaskAdapter
 from .encoder_vidllm import VidLLMEncoder
 from .generation_vidllm import VidLLMGenerateOutput, VidLLMGenerationMixin, boxes_of_rows, fill_box_fields
 from .geometry_vidllm import unproject_depth
-from .grounding_vidllm import VidLLMGroundingDecoder
+from .grounding_vidllm import VidLLMGroundingDecoder, place_proposals
 from .metric_depth_vidllm import VidLLMMetricDepth
 from .outputs_vidllm import VidLLMModelOutput, VidLLMOutput
 from .pose_refinement_vidllm import refine_poses
@@ -358,32 +358,18 @@ class VidLLMModel(VidLLMPreTrainedModel):
         scene_index: torch.Tensor,
         proposal_boxes: torch.Tensor | None,
         proposal_mask: torch.Tensor | None,
+        annotation_from_world: torch.Tensor | None,
     ) -> tuple:
         """Hidden states `(Q, L, D)` at `<loc>` tokens -> grounding output and their `(G, 2)` places."""
         where = (input_ids == self.config.loc_token_id) & (scene_index >= 0)[:, None]
         loc_index = where.nonzero()
-        if proposal_boxes is not None:
-            batch, device = scene.num_scenes, hidden_states.device
-            if proposal_boxes.ndim != 3 or proposal_boxes.shape[::2] != (batch, 6):
-                raise ValueError(
-                    f"proposal_boxes: wanted shape ({batch}, proposals, 6), one row per video; got {tuple(proposal_boxes.shape)}"
-                )
-            if proposal_mask is not None and proposal_mask.shape != proposal_boxes.shape[:2]:
-                raise ValueError(
-                    f"proposal_mask: wanted shape {tuple(proposal_boxes.shape[:2])}; got {tuple(proposal_mask.shape)}"
-                )
-            proposal_mask = None if proposal_mask is None else proposal_mask.bool().to(device)
-            # the decoder thinks in position units; what comes in and goes out is in the reconstruction's
-            factor = scene.position_scale.to(device)
-            proposal_boxes = proposal_boxes.float().to(device) * factor[:, None, None]
         grounding = self.grounding(
             hidden_states[where],
             scene_index[loc_index[:, 0]],
             scene.tokens.to(hidden_states.device),
             scene.positions.to(hidden_states.device),
             scene.mask.to(hidden_states.device),
-            proposal_boxes,
-            proposal_mask,
+            *place_proposals(proposal_boxes, proposal_mask, annotation_from_world, scene, hidden_states.device),
         )
         return grounding, loc_index
 
@@ -408,6 +394,7 @@ class VidLLMModel(VidLLMPreTrainedModel):
         metric: bool | None = None,
         proposal_boxes: torch.FloatTensor | None = None,
         proposal_mask: torch.BoolTensor | None = None,
+        annotation_from_world: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         output_scene_tokens: bool = True,
         output_grounding: bool = True,
@@ -436,6 +423,8 @@ class VidLLMModel(VidLLMPreTrainedModel):
             proposal_boxes (`torch.FloatTensor` of shape `(B, M, 6)`, *optional*): Candidate boxes, room frame, in the reconstruction's
                 unit; the decoder chooses among them.
             proposal_mask (`torch.BoolTensor` of shape `(B, M)`, *optional*): Real proposals.
+            annotation_from_world (`torch.FloatTensor` of shape `(B, 4, 4)`, *optional*): The proposals are in this frame instead, as
+                annotated ones are when a model is trained, which predicts the room frame only on its way.
             use_cache (`bool`, *optional*): Return the language model's cache.
             output_scene_tokens (`bool`): False stops after the reconstruction.
             output_grounding (`bool`): False skips the grounding decoder.
@@ -538,7 +527,13 @@ class VidLLMModel(VidLLMPreTrainedModel):
         output.scene_index = scene_index
         if self.grounding is not None and output_grounding and scene is not None and input_ids is not None:
             output.grounding, output.loc_index = self._ground(
-                decoded.last_hidden_state, input_ids, scene, scene_index, proposal_boxes, proposal_mask
+                decoded.last_hidden_state,
+                input_ids,
+                scene,
+                scene_index,
+                proposal_boxes,
+                proposal_mask,
+                annotation_from_world,
             )
         return output
 
@@ -685,6 +680,7 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
         metric: bool | None = None,
         proposal_boxes: torch.FloatTensor | None = None,
         proposal_mask: torch.BoolTensor | None = None,
+        annotation_from_world: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         output_scene_tokens: bool = True,
@@ -713,6 +709,7 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
             metric (`bool`, *optional*): Demand or refuse metres.
             proposal_boxes (`torch.FloatTensor` of shape `(B, M, 6)`, *optional*): Candidate boxes, room frame.
             proposal_mask (`torch.BoolTensor` of shape `(B, M)`, *optional*): Real proposals.
+            annotation_from_world (`torch.FloatTensor` of shape `(B, 4, 4)`, *optional*): Frame of the proposals, if not the room.
             labels (`torch.LongTensor` of shape `(Q, L)`, *optional*): Next-token targets, -100 = ignored.
             use_cache (`bool`, *optional*): Return the cache.
             output_scene_tokens (`bool`): False stops after the reconstruction.
@@ -753,6 +750,7 @@ class VidLLMForConditionalGeneration(VidLLMPreTrainedModel, VidLLMGenerationMixi
             metric=metric,
             proposal_boxes=proposal_boxes,
             proposal_mask=proposal_mask,
+            annotation_from_world=annotation_from_world,
             use_cache=use_cache,
             output_scene_tokens=output_scene_tokens,
             output_grounding=output_grounding,

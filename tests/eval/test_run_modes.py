@@ -9,12 +9,13 @@ import torch
 from vidllm.eval import predict, run, scoring
 from vidllm.eval.metrics.scanrefer.scores import scanrefer_iou
 from vidllm.eval.predict import Predictor
-from vidllm.eval.proposals import SceneProposals, best_overlap, load_proposals
+from vidllm.eval.proposals import best_overlap
 from vidllm.eval.results import check_results
 from vidllm.eval.run import run_evaluation
 from vidllm.eval.train_facts import facts_of_rooms
 from vidllm.eval.work import plan
 from vidllm.modeling_vidllm.geometry_vidllm import boxes_room_from_annotation
+from vidllm.processing.benchmarks.proposals import SceneProposals, load_proposals
 from vidllm.processing.video_reading_vidllm import VidLLMInputError
 
 

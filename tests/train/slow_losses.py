@@ -287,8 +287,20 @@ def slow_diou(a, b):
         shared = shared * (torch.minimum(*high) - torch.maximum(*low)).clamp(min=0)
         enclosing = enclosing + (torch.maximum(*high) - torch.minimum(*low)) ** 2
         distance = distance + (a[axis] - b[axis]) ** 2
-    volumes = [box[3] * box[4] * box[5] for box in (a, b)]
-    return shared / (volumes[0] + volumes[1] - shared) - distance / enclosing
+    return shared / (_volume(a) + _volume(b) - shared) - distance / enclosing
+
+
+def _volume(box):
+    return box[3] * box[4] * box[5]
+
+
+def slow_iou(a, b):
+    """Overlap of two boxes, in floats."""
+    shared = 1.0
+    for axis in range(3):
+        edges = [[float(box[axis] + side * box[3 + axis] / 2) for box in (a, b)] for side in (-1, 1)]
+        shared *= max(min(edges[1]) - max(edges[0]), 0.0)
+    return shared / (float(_volume(a) + _volume(b)) - shared)
 
 
 def slow_boxes_of_loc(output, batch, q, block):
@@ -328,13 +340,19 @@ def slow_grounding(output, batch, config, settings):
             normaliser = torch.log(sum(torch.exp(value - most) for value in logits.values())) + most
             layers = found.boxes_per_layer[row]
             if batch["targets"]["boxes_known"][q]:
-                pairs = _best_pairs(boxes, layers[-1], queries, logits, normaliser, settings)
+                if batch.get("proposal_boxes") is not None:
+                    matches = _fitting(boxes, found.boxes[row], queries, settings.proposal_iou)
+                else:
+                    pairs = _best_pairs(boxes, layers[-1], queries, logits, normaliser, settings)
+                    places, margin = found.query_positions[row], settings.match_margin
+                    matches = [
+                        (box, {t for t in queries if _is_near(places[t], boxes[box], margin)} | {assigned})
+                        for box, assigned in pairs
+                    ]
                 if not boxes:
                     sums["match"] = sums["match"] + normaliser - logits["none"]
                 together = []
-                for box, assigned in pairs:
-                    places = found.query_positions[row]
-                    near = {t for t in queries if _is_near(places[t], boxes[box], settings.match_margin)} | {assigned}
+                for box, near in matches:
                     shares = {t: torch.exp(logits[t] - most) for t in near}
                     together.append(normaliser - most - torch.log(sum(shares.values())))
                     for t, layer in itertools.product(near, layers):
@@ -346,6 +364,17 @@ def slow_grounding(output, batch, config, settings):
             row += 1
     assert row == len(found.no_target_logit)
     return sums
+
+
+def _fitting(boxes, proposals, queries, least):
+    """Pairs of a box and the proposals that are it, of those boxes that have any."""
+    matches = []
+    for number, box in enumerate(boxes):
+        overlaps = {t: slow_iou(proposals[t].double(), box) for t in queries}
+        best = max(overlaps.values())
+        chosen = {t for t, overlap in overlaps.items() if overlap >= least or (overlap == best and best >= 0.25)}
+        matches += [(number, chosen)] if chosen else []
+    return matches
 
 
 def _is_near(place, box, margin):

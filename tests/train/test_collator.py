@@ -21,8 +21,10 @@ from vidllm.modeling_vidllm.geometry_vidllm import (
     transform_points,
 )
 from vidllm.processing.benchmarks import load_benchmark
+from vidllm.processing.benchmarks.proposals import SceneProposals
 from vidllm.processing.rooms.write import write_rooms
 from vidllm.processing.samples import Sample
+from vidllm.processing.video_reading_vidllm import VidLLMInputError
 from vidllm.train.collator import (
     IGNORED_LABEL,
     VidLLMCollator,
@@ -297,6 +299,65 @@ def test_given_geometry_is_drawn_per_scene_and_needs_all_of_it(tiny, samples, ba
         drawn += one
     assert 0 < sum(drawn) < 12
     assert "geometry" not in VidLLMCollator(tiny[1], num_frames=2)([samples["qa"]])
+
+
+def test_proposals_come_in_the_frame_in_which_they_are_given(tiny, samples, batch):
+    model, processor = tiny
+    generator = np.random.default_rng(4)
+    scene_ids = [samples[name].scene_id for name in ("ground", "sqa", "two_boxes")]
+    known = {
+        scene_id: np.concatenate([generator.normal(size=(count, 3)), generator.random((count, 3)) + 0.2], axis=1)
+        for scene_id, count in zip(scene_ids, (4, 1, 2), strict=True)
+    }
+    collator = VidLLMCollator(processor, num_frames=4, given_geometry=1.0, proposals=SceneProposals(known, "here"))
+    with_proposals = collator([samples[name] for name in ALL])
+    assert with_proposals["proposal_mask"].tolist() == [[True] * 4, [True] + [False] * 3, [True] * 2 + [False] * 2]
+    for row, scene_id in enumerate(scene_ids):
+        count = len(known[scene_id])
+        np.testing.assert_allclose(with_proposals["proposal_boxes"][row, :count], known[scene_id], rtol=1e-6)
+    annotation_from_world = with_proposals["annotation_from_world"]
+    assert torch.equal(annotation_from_world, batch["targets"]["annotation_from_world"])
+
+    inputs = {name: value for name, value in model_inputs(with_proposals).items() if name != "labels"}
+    with torch.no_grad():
+        got = model(**inputs)
+        room = boxes_room_from_annotation(
+            inputs["proposal_boxes"], annotation_from_world, got.scene.reconstruction.room_from_world
+        )
+        wanted = model(**{**inputs, "annotation_from_world": None, "proposal_boxes": room})
+    video = got.scene_index[got.loc_index[:, 0]]
+    torch.testing.assert_close(
+        got.grounding.boxes[0, :4], room[video[0]] * got.scene.position_scale[video[0]], atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(got.grounding.match_logits, wanted.grounding.match_logits, atol=1e-5, rtol=1e-5)
+    assert got.grounding.query_mask.tolist() == [[True] * 4, [True] * 2 + [False] * 2, [True] * 2 + [False] * 2]
+
+
+def test_a_scene_that_is_asked_for_boxes_needs_proposals(tiny, samples):
+    of_another = SceneProposals({samples["sqa"].scene_id: np.ones((2, 6))}, "some.json")
+    collator = VidLLMCollator(tiny[1], num_frames=4, proposals=of_another)
+    with pytest.raises(VidLLMInputError, match=r"wanted proposals of scene .* some\.json has none"):
+        collator([samples["sqa"], samples["ground"]])
+    # Questions need none, nor does a scene whose annotation frame nobody knows.
+    batch = collator([samples["qa"], samples["chat"]])
+    assert batch["proposal_boxes"].shape == (2, 0, 6)
+    assert batch["proposal_mask"].shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"annotation_from_world": torch.eye(4)[None]}, "annotation_from_world: wanted together with proposal_boxes"),
+        (
+            {"annotation_from_world": torch.eye(4)[None].repeat(2, 1, 1), "proposal_boxes": torch.ones(1, 3, 6)},
+            r"annotation_from_world: wanted shape \(1, 4, 4\), one per video; got \(2, 4, 4\)",
+        ),
+    ],
+)
+def test_a_frame_of_nothing_is_refused(tiny, samples, change, words):
+    inputs = model_inputs(VidLLMCollator(tiny[1], num_frames=2)([samples["ground"]]))
+    with pytest.raises(ValueError, match=words):
+        tiny[0](**inputs, **change)
 
 
 def test_draws_depend_on_seed_epoch_and_name_alone(tiny, samples):

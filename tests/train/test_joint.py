@@ -1,5 +1,6 @@
 """The joint trainer: steps cut in any way are the same step, runs go on where they stopped, and nothing is learned that was not meant."""
 
+import copy
 import itertools
 import json
 from pathlib import Path
@@ -12,6 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.processing_vidllm import VidLLMProcessor
+from vidllm.processing.rooms.write import write_rooms
+from vidllm.train.held_out import HELD_OUT_NAME
 from vidllm.train.initialise import build_untrained
 from vidllm.train.joint import VidLLMJointTrainer, joint_data, main, starting_model, train_joint
 from vidllm.train.joint_trainer import first_logit, freeze_for_joint, learns_metres
@@ -502,6 +505,37 @@ def test_files_are_read_as_the_recipe_says(rooms_root, tiny, tmp_path):
         batch = data.collator([data.visits[0], data.visits[6]])
     assert batch["pixel_values_videos"].shape == (2, 3, 3, 28, 42)
     assert not any(name.startswith("scan2cap") for name in batch["sample_ids"])
+
+
+def test_the_decoder_chooses_among_proposals(tiny, tmp_path):
+    for split, number in (("train", 2), ("val", 1)):
+        write_rooms(tmp_path / "root", number, seed=3, difficulty="easy", size_hw=(28, 42), split=split)
+    settings = [
+        "num_frames=2",
+        "benchmarks=scanqa:1,scanrefer:2",
+        "dense_labels=0",
+        "proposals=true",
+        "held_out.scenes=1",
+        "held_out.every=2",
+    ]
+    recipe = chosen_recipe("debug", settings, data_root=str(tmp_path / "root"))
+    train_joint(recipe, tmp_path / "run", use_cpu=True)
+    facts = json.loads((tmp_path / "run" / "recipe.json").read_text())["data"]
+    assert facts["proposals"] == {"source": "true", "sha256": None}
+    held_out = [json.loads(line) for line in (tmp_path / "run" / HELD_OUT_NAME).read_text().splitlines()]
+    lines = [*log_of(tmp_path / "run"), *held_out]
+    assert len(lines) == 4
+    for line in lines:
+        assert line["match"] > 0
+        assert line["box_l1"] > 0
+
+    config = copy.deepcopy(tiny[0].config)
+    config.box_output = "text"
+    with (
+        pytest.raises(ValueError, match=r'debug: wanted a model of box_output="decoder" for proposals; got "text"'),
+        joint_data(recipe, config, tiny[1], 2, tmp_path / "run"),
+    ):
+        pass
 
 
 def test_rooms_that_the_model_would_crop_are_refused(tmp_path):

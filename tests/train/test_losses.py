@@ -24,7 +24,7 @@ from vidllm.train.losses import (
     total_loss,
 )
 
-from .loss_batches import SIZES, made_batch, made_output, made_targets, turned
+from .loss_batches import NUM_QUERIES, SIZES, made_batch, made_output, made_targets, turned
 from .slow_losses import slow_boxes_of_loc, slow_terms, slow_truth
 
 
@@ -54,6 +54,69 @@ SETTINGS = {
         match_cost_score=9.0,
     ),
 }
+
+
+def choose_among_proposals(batch, output):
+    """What a batch with proposals gives: two that are the first box of a `<loc>`, one that is nearly enough its second, and one somewhere."""
+    rows = []
+    for q, column in output.loc_index.tolist():
+        block = int((batch["input_ids"][q, :column] == batch["input_ids"][q, column]).sum())
+        true = slow_boxes_of_loc(output, batch, q, block)
+        proposals = torch.tensor([[9.0, 9.0, 9.0, 1.0, 1.0, 1.0]]).repeat(NUM_QUERIES, 1)
+        if true:
+            proposals[0], proposals[3] = true[0], true[0]
+            proposals[3, 5] *= 0.7
+            # query 1 does not exist
+            proposals[1], proposals[4] = true[-1], true[-1]
+            proposals[4, 3] *= 0.4
+        rows.append(proposals)
+    output.grounding.boxes = torch.stack(rows)
+    batch["proposal_boxes"] = torch.zeros(len(batch["video_size_shw"]), NUM_QUERIES, 6)
+
+
+def test_among_proposals_terms_and_gradients_are_those_of_slow_loops(config):
+    batch = made_batch(config)
+    fast, slow = made_output(batch, config), made_output(batch, config, dtype=torch.float64)
+    own = joint_loss_terms(fast[0], batch, config, JointLossSettings())
+    for output in (fast[0], slow[0]):
+        choose_among_proposals(batch, output)
+    names = ("match", "box_l1", "box_diou")
+    for settings in (JointLossSettings(), JointLossSettings(proposal_iou=0.8)):
+        terms = joint_loss_terms(fast[0], batch, config, settings)
+        wanted = slow_terms(slow[0], batch, config, settings)
+        for name in names:
+            assert terms[name][1] == own[name][1]
+            assert terms[name][0].item() == pytest.approx(wanted[name].item(), rel=2e-5), name
+            assert terms[name][0].item() != pytest.approx(own[name][0].item(), rel=1e-3), name
+        for leaf in ("boxes_per_layer", "match_logits", "no_target_logit"):
+            got, other = (
+                torch.autograd.grad(sum(values), leaves[leaf], retain_graph=True, allow_unused=True)[0]
+                for values, leaves in (
+                    ([terms[name][0] for name in names], fast[1]),
+                    ([wanted[name] for name in names], slow[1]),
+                )
+            )
+            torch.testing.assert_close(got.double(), other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_box_that_no_proposal_fits_teaches_nothing(config):
+    batch = made_batch(config)
+    output, leaves = made_output(batch, config)
+    choose_among_proposals(batch, output)
+    output.grounding.boxes = torch.full_like(output.grounding.boxes, 9.0)
+    terms = joint_loss_terms(output, batch, config, JointLossSettings())
+    assert terms["box_l1"][0] == terms["box_diou"][0] == 0
+    grad = torch.autograd.grad(terms["match"][0] + terms["box_l1"][0] + terms["box_diou"][0], leaves["match_logits"])[
+        0
+    ]
+    # only where nothing is meant, which is known without any proposal
+    empty = [row for row, (q, _) in enumerate(output.loc_index.tolist()) if not batch["targets"]["box_mask"][q].any()]
+    known = [row for row in empty if batch["targets"]["boxes_known"][output.loc_index[row, 0]]]
+    assert known
+    assert grad[known].abs().sum() > 0
+    others = [row for row in range(len(grad)) if row not in known]
+    assert torch.equal(grad[others], torch.zeros_like(grad[others]))
+    assert torch.isfinite(grad).all()
 
 
 GROUPS = [TERMS[:3], TERMS[3:6], TERMS[6:9], *([name] for name in TERMS[9:])]
@@ -599,6 +662,7 @@ def test_total_is_the_weighted_sum_of_means(config):
         ({"reduction": "video"}, "losses.reduction: wanted one of sample, vggt"),
         ({"camera_norm": "huber"}, "losses.camera_norm: wanted one of l1, l2"),
         ({"metric_eps_m": 0.0}, "metric_eps_m above 0"),
+        ({"proposal_iou": 0.0}, "losses.proposal_iou: wanted an overlap above 0, at most 1; got 0.0"),
         ({"match_margin": -0.1}, "losses.match_margin: wanted a length from 0; got -0.1"),
     ],
 )

@@ -116,6 +116,8 @@ def test_wrong_values(setting, message):
         ("debug", ["rooms=none", "data=x.jsonl", "dense_labels=1"], "wanted rooms for dense_labels"),
         ("debug", ["rooms=none", "data=x.jsonl", "dense_matching=1"], "wanted rooms for dense_matching"),
         ("debug", ["rooms=none", "data=x.jsonl", "loc_labels=1"], "wanted rooms for loc_labels"),
+        ("debug", ["proposals=true"], "debug: wanted a data root for proposals"),
+        ("debug", ["rooms=none", "data=x.jsonl", "proposals=true"], "debug: wanted a data root for proposals"),
         ("nano", [], "nano: wanted a model to start from"),
         ("debug", ["model=some/where", "lora=default"], "wanted freeze_encoder with lora"),
         ("debug", ["weights_dtype=bfloat16"], "wanted precision bfloat16, as the weights; got float32"),

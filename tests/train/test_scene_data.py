@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vidllm.processing.benchmarks import load_benchmark
+from vidllm.processing.benchmarks.proposals import SceneProposals
 from vidllm.processing.samples import Sample
 from vidllm.train.collator import VidLLMCollator
 from vidllm.train.initialise import build_untrained
@@ -202,3 +203,12 @@ def test_rows_that_cannot_be_learned_are_counted(rooms_rows, caplog):
 def test_wrong_settings(rooms_rows, prompts, weights):
     with pytest.raises(ValueError, match="scenes: wanted prompts_per_scene"):
         SceneDataset({"scanqa": rooms_rows["scanqa"]}, prompts, weights=weights)
+
+
+def test_proposals_are_found_under_the_scenes_real_name(processor, scenes):
+    scene_id = scenes.prompts(0, 0)[0].scene_id
+    known = {scene_id: np.full((3, 6), 0.25), f"{scene_id}@0": np.full((1, 6), 0.5)}
+    collator = SceneCollator(processor, num_frames=FRAMES, proposals=SceneProposals(known))
+    batch = collator([SceneVisit(scenes.prompts(0, epoch), epoch) for epoch in (0, 1)])
+    assert batch["proposal_boxes"].tolist() == [[[0.25] * 6] * 3] * 2
+    assert batch["proposal_mask"].all()

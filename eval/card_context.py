@@ -64,6 +64,8 @@ def card_context(facts: CardFacts, licence: str | None) -> dict[str, Any]:
         "name": facts.name,
         "parameters": facts.parameters,
         "refines_poses": facts.refines_poses,
+        "refines_depth": facts.refines_depth,
+        "turns_room": facts.turns_room,
         "weights": _weights(facts),
         "stored": " and ".join(facts.stored_as),
         "is_metric": facts.is_metric,

@@ -90,6 +90,8 @@ class CardFacts:
         frames (`int`, *optional*): That the checkpoint samples by itself.
         is_metric (`bool`): Whether lengths are metres.
         refines_poses (`bool`): Whether predicted poses are made exact against the pictures.
+        refines_depth (`bool`): Whether depth bends with them.
+        turns_room (`bool`): Whether the room's heading is read off the reconstruction's walls.
         stored_as (`tuple[str, ...]`): Dtypes in the weight files.
         runs (`tuple[MeasuredRun, ...]`): Results.
         training (`tuple[dict, ...]`): `recipe`, `random_start`, `versions`, `git`, `cost` of each run.
@@ -105,6 +107,8 @@ class CardFacts:
     frames: int | None = None
     is_metric: bool = False
     refines_poses: bool = False
+    refines_depth: bool = False
+    turns_room: bool = False
     stored_as: tuple[str, ...] = ()
     runs: tuple[MeasuredRun, ...] = ()
     training: tuple[Mapping[str, Any], ...] = ()
@@ -359,6 +363,8 @@ def read_facts(
         frames=_frames(beside("processor_config.json", "a processor's config") or {}),
         is_metric=bool(config.get("is_metric")),
         refines_poses=bool(config.get("pose_refinement_sizes")),
+        refines_depth=bool(config.get("pose_refinement_depth_grid")),
+        turns_room=bool(config.get("align_room_to_walls")),
         stored_as=stored_dtypes(model),
         runs=read_runs(model) if runs is None else in_order(runs),
         training=tuple(training),

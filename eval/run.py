@@ -136,6 +136,8 @@ def run_evaluation(
             "data_root": root,
             "geometry": geometry,
             "pose_refinement_sizes": list(loaded.config.pose_refinement_sizes),
+            "pose_refinement_depth_grid": list(loaded.config.pose_refinement_depth_grid),
+            "align_room_to_walls": loaded.config.align_room_to_walls,
             "frames": frames,
             "batch_size": batch_size,
             "prompts": prompts,

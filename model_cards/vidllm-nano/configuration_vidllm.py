@@ -84,6 +84,9 @@ class VidLLMConfig(PreTrainedConfig):
             `refine_poses`. Empty (the default): poses stay as the network gives them.
         pose_refinement_steps (`int`): Ours: steps at each size.
         pose_refinement_window (`int`): Ours: frames further apart are not compared.
+        pose_refinement_depth_grid (`list[int]`): Ours: rows and columns of a grid of factors by which depth may bend while poses are refined; see
+            `refine_poses_and_depth`. Empty (the default): depth stays as the network gives it.
+        align_room_to_walls (`bool`): Ours: whether the heading of the room frame is read off the reconstruction's walls; see `turn_to_walls`.
         num_scene_tokens (`int`): Scene-token slots N per video.
         voxel_size_m (`float`): Edge of the smallest pooling voxel, metres.
         position_embedding (`bool`): Whether the 3D position is added to the language stream (paper eq. 4).
@@ -195,6 +198,8 @@ class VidLLMConfig(PreTrainedConfig):
     pose_refinement_sizes: list[int] | None = None
     pose_refinement_steps: int = 8
     pose_refinement_window: int = 8
+    pose_refinement_depth_grid: list[int] | None = None
+    align_room_to_walls: bool = False
     # scene tokens
     num_scene_tokens: int = 3072
     voxel_size_m: float = 0.2
@@ -234,6 +239,8 @@ class VidLLMConfig(PreTrainedConfig):
             self.grounding_neighbors = [16, 32, 64, 128]
         if self.pose_refinement_sizes is None:
             self.pose_refinement_sizes = []
+        if self.pose_refinement_depth_grid is None:
+            self.pose_refinement_depth_grid = []
         if self.text_config.tie_word_embeddings:
             self.tie_word_embeddings = True
         self._check()
@@ -294,6 +301,12 @@ class VidLLMConfig(PreTrainedConfig):
                 raise ValueError(f"{name}: wanted a positive number; got {getattr(self, name)}")
         if any(size < 1 for size in self.pose_refinement_sizes):
             raise ValueError(f"pose_refinement_sizes: wanted positive numbers; got {self.pose_refinement_sizes}")
+        grid = self.pose_refinement_depth_grid
+        if grid and (len(grid) != 2 or min(grid) < 2 or not self.pose_refinement_sizes):
+            raise ValueError(
+                f"pose_refinement_depth_grid: wanted at least 2 rows and 2 columns, and pose_refinement_sizes; got {grid} and "
+                f"{self.pose_refinement_sizes}"
+            )
         if self.projector_hidden_size is not None and not self.projector_hidden_size > 0:
             raise ValueError(
                 f"projector_hidden_size: wanted a positive number or none; got {self.projector_hidden_size}"

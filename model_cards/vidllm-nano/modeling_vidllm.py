@@ -19,11 +19,10 @@ from .configuration_vidllm import VidLLMConfig
 from .cross_task_adapter_vidllm import VidLLMCrossTaskAdapter
 from .encoder_vidllm import VidLLMEncoder
 from .generation_vidllm import VidLLMGenerateOutput, VidLLMGenerationMixin, boxes_of_rows, fill_box_fields
-from .geometry_vidllm import unproject_depth
 from .grounding_vidllm import VidLLMGroundingDecoder, place_proposals
 from .metric_depth_vidllm import VidLLMMetricDepth
 from .outputs_vidllm import VidLLMModelOutput, VidLLMOutput
-from .pose_refinement_vidllm import refine_poses
+from .pose_refinement_vidllm import refine_reconstruction
 from .prompt_vidllm import (
     check_placeholders,
     embed_prompt,
@@ -34,6 +33,7 @@ from .prompt_vidllm import (
 )
 from .ragged_vidllm import group_rows_by_size, ragged_masks, scatter_rows
 from .reconstruction_vidllm import VidLLMReconstructor
+from .room_heading_vidllm import align_room
 from .scene_tokens_vidllm import VidLLMPointEmbedding, VidLLMSceneTokens, relative_point_scale
 from .scene_vidllm import VidLLMReconstruction, VidLLMScene
 from .shared_prefix_vidllm import check_prefix_arguments, shared_prefix
@@ -226,34 +226,13 @@ class VidLLMModel(VidLLMPreTrainedModel):
             metric_depth_m = self.metric_depth(layers, grid_hw, (height, width))
         reconstruction = assemble_reconstruction(raw, metric_depth_m, self.config, geometry, scale_frames, metric)
         if self.config.pose_refinement_sizes:
-            self._refine(reconstruction, exact_frames, geometry)
+            refine_reconstruction(reconstruction, exact_frames, geometry, self.config)
+        if self.config.align_room_to_walls:
+            align_room(reconstruction, geometry)
         scene = VidLLMScene(reconstruction=reconstruction)
         if with_tokens:
             scene = self._tokens_of(lang_tokens, reconstruction, grid_hw)
         return scene, raw, metric_depth_m, geom_tokens, lang_tokens
-
-    def _refine(self, recon: VidLLMReconstruction, frames: torch.Tensor, geometry: dict | None) -> None:
-        """Make predicted poses exact against the pictures `(B, S, 3, H, W)`, in place; poses that were given stay as they are."""
-        rows = torch.arange(recon.num_scenes, device=frames.device)
-        if geometry and "cam_from_world" in geometry:
-            rows = rows[~geometry["mask"].to(frames.device)] if "mask" in geometry else rows[:0]
-        if not len(rows):
-            return
-        config = self.config
-        depth, intrinsics_px = recon.depth[rows], recon.intrinsics_px[rows]
-        poses, _ = refine_poses(
-            frames[rows],
-            depth,
-            intrinsics_px,
-            recon.cam_from_world[rows],
-            config.pose_refinement_sizes,
-            config.pose_refinement_steps,
-            config.pose_refinement_window,
-        )
-        with torch.no_grad(), torch.autocast(device_type=frames.device.type, enabled=False):
-            points = unproject_depth(depth, intrinsics_px, poses)
-            recon.cam_from_world = recon.cam_from_world.index_copy(0, rows, poses)
-            recon.points_world = recon.points_world.index_copy(0, rows, points)
 
     def _tokens_of(self, lang_tokens: torch.Tensor, recon: VidLLMReconstruction, grid_hw: tuple) -> VidLLMScene:
         """Language stream `(B, S, P, C)` at its 3D places -> scene; no gradient into the geometry (paper 3.4)."""

@@ -1,15 +1,21 @@
 """Camera poses made exact against the pictures: each frame's depth is laid into the other frames until they look alike.
 
 Nothing here is learned. The network says where the cameras stood to within what patches can tell; the pixels between them say the rest.
-Direct image alignment (Lucas-Kanade over rigid motions) of all frames at once, from small pictures to larger ones.
+Direct image alignment (Lucas-Kanade over rigid motions) of all frames at once, from small pictures to larger ones; on request, depth bends with
+the poses, as smoothly as a coarse grid of factors per frame allows.
 
-Shapes: B videos, S frames, H W pixels, h w pixels of a smaller picture, N = h w, Q ordered pairs of frames (source, target).
+Shapes: B videos, S frames, H W pixels, h w pixels of a smaller picture, N = h w, Q ordered pairs of frames (source, target), G points of the
+grid of depth, P = 6 (S - 1) numbers of the poses of a video.
 """
+
+import copy
 
 import torch
 from torch import nn
 
-from .geometry_vidllm import invert_rigid
+from .configuration_vidllm import VidLLMConfig
+from .geometry_vidllm import invert_rigid, unproject_depth
+from .scene_vidllm import VidLLMReconstruction
 
 
 # A point that lies this much deeper than what its target frame shows there is hidden in it.
@@ -20,6 +26,10 @@ _DAMPING, _FLOOR = 1e-3, 1e-4
 _LONGEST = 0.06
 # Pairs that are worked on at a time.
 _CHUNK = 64
+# Depth is off by about so much (natural logarithm), and neighbours on the grid by so much from each other.
+_DEPTH_SPREAD, _DEPTH_BEND = 0.15, 0.1
+# Largest change of depth in one step (natural logarithm).
+_DEEPEST = 0.1
 # Of the pixels that a pair shared before, how many it must share afterwards.
 _KEPT_OVERLAP = 0.5
 
@@ -81,6 +91,120 @@ def refine_poses(
         return torch.where(better[:, None, None, None], _moved(poses, unit), start), better
 
 
+@torch.no_grad()
+def refine_poses_and_depth(
+    frames: torch.Tensor,
+    depth: torch.Tensor,
+    intrinsics_px: torch.Tensor,
+    cam_from_world: torch.Tensor,
+    grid: tuple[int, int] | list[int],
+    sizes: tuple[int, ...] | list[int] = (12, 24),
+    steps: int = 8,
+    window: int = 8,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Improve predicted poses and predicted depth together; intrinsics stay as they are.
+
+    Args:
+        frames (`torch.Tensor` of shape `(B, S, 3, H, W)`): See `refine_poses` for it and what follows.
+        depth (`torch.Tensor` of shape `(B, S, H, W)`): Along the optical axis, any unit; 0 or not finite: unknown, which it stays.
+        intrinsics_px (`torch.Tensor` of shape `(B, S, 3, 3)`): Pinhole.
+        cam_from_world (`torch.Tensor` of shape `(B, S, 4, 4)`): To start from.
+        grid (`tuple[int, int]`): Rows and columns, at least 2 each, of the factors by which the depth of a frame is multiplied; between them
+            their logarithms are interpolated linearly.
+        sizes (`tuple[int]`): Short sides of the smaller pictures, coarse to fine.
+        steps (`int`): Gauss-Newton steps at each.
+        window (`int`): Frames further apart than this are not compared.
+
+    Returns:
+        `tuple`: poses `(B, S, 4, 4)`, float32; depth `(B, S, H, W)`, float32; which videos changed `(B,)`, bool. A video keeps both in the cases in
+        which `refine_poses` keeps its poses.
+
+    Raises:
+        ValueError: A size, the number of steps, the window or the grid is out of range.
+
+    Source:
+        Ours: as `refine_poses`; the factors are eliminated frame by frame (Schur complement), so that a step costs little more than one of
+        poses alone. They are drawn to 1 and to their neighbours', because pictures say nothing where they are flat.
+    """
+    if len(grid) != 2 or min(grid) < 2:
+        raise ValueError(f"depth refinement: wanted a grid of at least 2 rows and 2 columns; got {list(grid)}")
+    if not sizes or min(sizes) < 1 or steps < 1 or window < 1:
+        raise ValueError(
+            f"depth refinement: wanted positive sizes, steps and window; got {list(sizes)}, {steps}, {window}"
+        )
+    start, exact_depth = cam_from_world.float(), depth.float()
+    batch, num_frames = start.shape[:2]
+    if num_frames < 2:
+        return start, exact_depth, torch.zeros(batch, dtype=torch.bool, device=start.device)
+    with torch.autocast(device_type=start.device.type, enabled=False):
+        known = torch.isfinite(exact_depth) & (exact_depth > 0)
+        depth = torch.where(known, exact_depth, torch.zeros_like(exact_depth))
+        unit = _median_depth(depth)
+        in_units = _moved(start, 1 / unit)
+        pairs, poses = _pairs(num_frames, window, start.device), in_units
+        field = start.new_zeros(batch, num_frames, grid[0] * grid[1])
+        prior = _prior(grid, start.device)
+        for size in sizes:
+            view = _View(frames.float(), depth / unit[:, None, None, None], intrinsics_px.float(), size)
+            weights = _weights(grid, view.hw, start.device)
+            for _ in range(steps):
+                poses, field = _joint_step(view.bent(field @ weights.T), poses, pairs, field, weights, prior)
+        scale, shared_before, before = _unlikeness(view, in_units, pairs)
+        _, shared_after, after = _unlikeness(view.bent(field @ weights.T), poses, pairs, scale)
+        better = torch.isfinite(poses).flatten(1).all(1) & torch.isfinite(field).flatten(1).all(1) & (after < before)
+        better &= shared_after > _KEPT_OVERLAP * shared_before
+        # (B, S, G) -> (B, S, H, W)
+        factors = (field @ _weights(grid, depth.shape[-2:], start.device).T).exp().unflatten(-1, depth.shape[-2:])
+        changed = better[:, None, None, None]
+        return (
+            torch.where(changed, _moved(poses, unit), start),
+            torch.where(changed & known, depth * factors, exact_depth),
+            better,
+        )
+
+
+def refine_reconstruction(
+    recon: VidLLMReconstruction, frames: torch.Tensor, geometry: dict | None, config: VidLLMConfig
+) -> None:
+    """Make what a network predicts exact against the pictures, in place; poses and depth that were given stay as they are.
+
+    Args:
+        recon (`VidLLMReconstruction`): Of B videos of one size; its `cam_from_world` `(B, S, 4, 4)`, `depth` `(B, S, H, W)` and `points_world`
+            `(B, S, H, W, 3)` are replaced.
+        frames (`torch.Tensor` of shape `(B, S, 3, H, W)`): Pictures, in any affine scale of intensity.
+        geometry (`dict`, *optional*): What was given, see `check_given_geometry`.
+        config (`VidLLMConfig`): Its `pose_refinement_...` fields are read.
+
+    Source:
+        Ours.
+    """
+    rows = torch.arange(recon.num_scenes, device=frames.device)
+    given = geometry or {}
+    of_given = given["mask"].to(frames.device) if "mask" in given else torch.ones_like(rows, dtype=torch.bool)
+    if "cam_from_world" in given:
+        rows = rows[~of_given]
+    bends = torch.full_like(of_given, bool(config.pose_refinement_depth_grid))
+    if "depth_m" in given:
+        bends = bends & ~of_given
+    settings = (config.pose_refinement_sizes, config.pose_refinement_steps, config.pose_refinement_window)
+    for with_depth in (False, True):
+        chosen = rows[bends[rows] == with_depth]
+        if not len(chosen):
+            continue
+        depth, intrinsics_px, poses = recon.depth[chosen], recon.intrinsics_px[chosen], recon.cam_from_world[chosen]
+        if with_depth:
+            grid = config.pose_refinement_depth_grid
+            poses, depth, _ = refine_poses_and_depth(frames[chosen], depth, intrinsics_px, poses, grid, *settings)
+        else:
+            poses, _ = refine_poses(frames[chosen], depth, intrinsics_px, poses, *settings)
+        with torch.no_grad(), torch.autocast(device_type=frames.device.type, enabled=False):
+            points = unproject_depth(depth, intrinsics_px, poses)
+            recon.cam_from_world = recon.cam_from_world.index_copy(0, chosen, poses)
+            recon.points_world = recon.points_world.index_copy(0, chosen, points)
+            if with_depth:
+                recon.depth = recon.depth.index_copy(0, chosen, depth.to(recon.depth.dtype))
+
+
 class _View:
     """Pictures of a smaller size with what belongs to their pixels, and one way to look from frame to frame.
 
@@ -112,6 +236,13 @@ class _View:
         rays = (pixels - self.centre[:, :, None]) / self.focal[:, :, None]
         self.points = torch.cat([rays * z, z], -1)  # (B, S, N, 3), each in its own camera
         self.known = z[..., 0] > 0
+
+    def bent(self, log_factors: torch.Tensor) -> "_View":
+        """The same pictures with depth `(B, S, N)` times `exp(log_factors)`."""
+        view, factors = copy.copy(self), log_factors.exp()
+        view.depth = self.depth * factors.unflatten(-1, self.hw)[:, :, None]
+        view.points = self.points * factors[..., None]
+        return view
 
     def look(self, target_from_source: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> tuple:
         """Lay source pixels into target frames.
@@ -199,10 +330,7 @@ def _carried(target_from_source: torch.Tensor) -> torch.Tensor:
 
 def _step(view: _View, poses: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """One Gauss-Newton step of all poses of each video but the first, `(B, S, 4, 4)` -> the same."""
-    batch, num_frames = poses.shape[:2]
-    inverse = invert_rigid(poses)
-    hessian = poses.new_zeros(batch, num_frames * num_frames, 6, 6)
-    slope = poses.new_zeros(batch, num_frames, 6)
+    inverse, system = invert_rigid(poses), _PoseSystem(poses)
     for source, target in zip(pairs[0].split(_CHUNK), pairs[1].split(_CHUNK), strict=True):
         relative = poses[:, target] @ inverse[:, source]
         apart, seen, slopes, points = view.look(relative, source, target)
@@ -212,24 +340,112 @@ def _step(view: _View, poses: torch.Tensor, pairs: tuple[torch.Tensor, torch.Ten
         moves = _moves(view.focal[:, target], points)  # (B, Q, N, 2, 6)
         rows = (slopes @ moves) * weight[..., None, None].sqrt()  # (B, Q, N, 3, 6)
         errors = apart * weight[..., None].sqrt()
+        system.add(rows, errors, -_carried(relative), source, target)
+    square, slope = system.damped()
+    return _stepped(poses, -torch.linalg.solve_ex(square, slope)[0])
+
+
+def _stepped(poses: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Poses after a change `(B, P, 1)` of all but the first of each video, none of them too long."""
+    change = change[..., 0].nan_to_num().clamp(-_LONGEST, _LONGEST).unflatten(1, (poses.shape[1] - 1, 6))
+    return torch.cat([poses[:, :1], _rigid(change) @ poses[:, 1:]], 1)
+
+
+class _PoseSystem:
+    """Normal equations of the poses of videos `(B, S, 4, 4)`, gathered pair by pair."""
+
+    def __init__(self, poses: torch.Tensor):
+        batch, self.num_frames = poses.shape[:2]
+        self.hessian = poses.new_zeros(batch, self.num_frames * self.num_frames, 6, 6)
+        self.slope = poses.new_zeros(batch, self.num_frames, 6)
+
+    def add(
+        self, rows: torch.Tensor, errors: torch.Tensor, back: torch.Tensor, source: torch.Tensor, target: torch.Tensor
+    ) -> None:
+        """Derivatives `(B, Q, N, 3, 6)` by the target's motion, errors `(B, Q, N, 3)`; `back (B, Q, 6, 6)` tells the source's motion as the target's."""
         rows, errors = rows.flatten(2, 3), errors.flatten(2)[..., None]
         of_target = rows.transpose(-1, -2) @ rows  # (B, Q, 6, 6)
         pull = (rows.transpose(-1, -2) @ errors)[..., 0]
-        back = -_carried(relative)
-        across = of_target @ back
-        hessian.index_add_(1, target * num_frames + target, of_target)
-        hessian.index_add_(1, target * num_frames + source, across)
-        hessian.index_add_(1, source * num_frames + target, across.transpose(-1, -2))
-        hessian.index_add_(1, source * num_frames + source, back.transpose(-1, -2) @ across)
-        slope.index_add_(1, target, pull)
-        slope.index_add_(1, source, (back.transpose(-1, -2) @ pull[..., None])[..., 0])
-    # (B, S * S, 6, 6) -> (B, 6 * (S - 1), 6 * (S - 1)); the first camera is the world
-    square = hessian.unflatten(1, (num_frames, num_frames))[:, 1:, 1:].transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    diagonal = square.diagonal(dim1=1, dim2=2)
-    square = square + torch.diag_embed(diagonal * _DAMPING + _FLOOR)
-    change = -torch.linalg.solve_ex(square, slope[:, 1:].flatten(1)[..., None])[0][..., 0]
-    change = change.nan_to_num().clamp(-_LONGEST, _LONGEST).unflatten(1, (num_frames - 1, 6))
-    return torch.cat([poses[:, :1], _rigid(change) @ poses[:, 1:]], 1)
+        across, frames = of_target @ back, self.num_frames
+        self.hessian.index_add_(1, target * frames + target, of_target)
+        self.hessian.index_add_(1, target * frames + source, across)
+        self.hessian.index_add_(1, source * frames + target, across.transpose(-1, -2))
+        self.hessian.index_add_(1, source * frames + source, back.transpose(-1, -2) @ across)
+        self.slope.index_add_(1, target, pull)
+        self.slope.index_add_(1, source, (back.transpose(-1, -2) @ pull[..., None])[..., 0])
+
+    def damped(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(B, P, P)` and `(B, P, 1)`; the first camera is the world and has no part."""
+        # (B, S * S, 6, 6) -> (B, S - 1, S - 1, 6, 6) -> (B, P, P)
+        square = self.hessian.unflatten(1, (self.num_frames, self.num_frames))[:, 1:, 1:]
+        square = square.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        diagonal = square.diagonal(dim1=1, dim2=2)
+        return square + torch.diag_embed(diagonal * _DAMPING + _FLOOR), self.slope[:, 1:].flatten(1)[..., None]
+
+
+def _weights(
+    grid: tuple[int, int] | list[int], hw: tuple[int, int] | torch.Size, device: torch.device
+) -> torch.Tensor:
+    """How much of each point of the grid is in each pixel, `(h w, G)`: linear, the grid's corners on the picture's."""
+    points = torch.eye(grid[0] * grid[1], device=device).unflatten(1, tuple(grid))[:, None]
+    return nn.functional.interpolate(points, tuple(hw), mode="bilinear", align_corners=True).flatten(1).T
+
+
+def _prior(grid: tuple[int, int] | list[int], device: torch.device) -> torch.Tensor:
+    """How unlikely factors are before any picture is seen: `(G, G)`, positive definite."""
+    number = torch.arange(grid[0] * grid[1], device=device).view(*grid)
+    one = torch.cat([number[:, 1:].flatten(), number[1:].flatten()])
+    other = torch.cat([number[:, :-1].flatten(), number[:-1].flatten()])
+    every = torch.eye(number.numel(), device=device)
+    unlike = every[one] - every[other]
+    return unlike.T @ unlike / _DEPTH_BEND**2 + every / _DEPTH_SPREAD**2
+
+
+def _joint_step(
+    view: _View,
+    poses: torch.Tensor,
+    pairs: tuple[torch.Tensor, torch.Tensor],
+    field: torch.Tensor,
+    weights: torch.Tensor,
+    prior: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One Gauss-Newton step of poses `(B, S, 4, 4)` and logarithms of depth factors `(B, S, G)`; the view is bent by them."""
+    batch, num_frames = poses.shape[:2]
+    inverse, system = invert_rigid(poses), _PoseSystem(poses)
+    stiffness, push = (poses.new_zeros(batch, num_frames, view.known.shape[-1]) for _ in range(2))
+    mixed = poses.new_zeros(batch, num_frames * num_frames, field.shape[-1], 6)
+    for source, target in zip(pairs[0].split(_CHUNK), pairs[1].split(_CHUNK), strict=True):
+        relative = poses[:, target] @ inverse[:, source]
+        apart, seen, slopes, points = view.look(relative, source, target)
+        length = apart.norm(dim=-1)
+        usual = (length * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp_min(1)
+        usual = usual.clamp_min(1e-6)
+        # In units of what is usual for the pair, so that pictures and prior can be compared.
+        weight = (seen / (1 + (length / usual).square())).sqrt() / usual
+        moves = _moves(view.focal[:, target], points)  # (B, Q, N, 2, 6)
+        # A point that lies deeper by a factor moves away from the source's camera.
+        ray = (points - relative[..., None, :3, 3])[..., None]
+        deeper = moves[..., 3:] @ ray  # (B, Q, N, 2, 1)
+        rows = (slopes @ torch.cat([moves, deeper], -1)) * weight[..., None, None]  # (B, Q, N, 3, 7)
+        errors, back = apart * weight[..., None], -_carried(relative)
+        by_pose, by_depth = rows[..., :6], rows[..., 6]
+        system.add(by_pose, errors, back, source, target)
+        stiffness.index_add_(1, source, by_depth.square().sum(-1))
+        push.index_add_(1, source, (by_depth * errors).sum(-1))
+        both = weights.T @ (by_pose * by_depth[..., None]).sum(-2)  # (B, Q, N, 6) -> (B, Q, G, 6)
+        mixed.index_add_(1, source * num_frames + target, both)
+        mixed.index_add_(1, source * num_frames + source, both @ back)
+    # (B, S * S, G, 6) -> (B, S, G, P): whose depth, then whose pose
+    mixed = mixed.unflatten(1, (num_frames, num_frames)).transpose(2, 3).flatten(3, 4)[..., 6:]
+    own = weights.T @ (stiffness[..., None] * weights) + prior
+    own = own + torch.diag_embed(own.diagonal(dim1=2, dim2=3) * _DAMPING + _FLOOR)
+    slope = (push @ weights + field @ prior)[..., None]
+    solved = torch.linalg.solve_ex(own, torch.cat([mixed, slope], -1))[0]  # (B, S, G, P + 1)
+    eliminated = (mixed.transpose(-1, -2) @ solved).sum(1)  # (B, P, P + 1)
+    square, pull = system.damped()
+    change = -torch.linalg.solve_ex(square - eliminated[..., :-1], pull - eliminated[..., -1:])[0]
+    deeper = -(solved[..., -1:] + solved[..., :-1] @ change[:, None])[..., 0]
+    return _stepped(poses, change), field + deeper.nan_to_num().clamp(-_DEEPEST, _DEEPEST)
 
 
 def _moves(focal: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -262,4 +478,4 @@ def _unlikeness(
     return scale, shared, cost.sum((1, 2)) / shared.clamp_min(1)
 
 
-__all__ = ["refine_poses"]
+__all__ = ["refine_poses", "refine_poses_and_depth", "refine_reconstruction"]

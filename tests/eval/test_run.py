@@ -104,7 +104,8 @@ def test_the_document_says_everything(evaluate, undisturbed, rooms_root):
                 assert set(baselines[kind][name][protocol]) == set(metrics)
     provenance = document["provenance"]
     assert provenance["geometry"] == "predicted"
-    assert provenance["pose_refinement_sizes"] == []
+    assert provenance["pose_refinement_sizes"] == provenance["pose_refinement_depth_grid"] == []
+    assert provenance["align_room_to_walls"] is False
     assert provenance["frames"] == FRAMES
     assert provenance["splits"] == {"scanqa": "val", "sqa3d": "test", "scanrefer": "val", "scan2cap": "val"}
     assert provenance["seconds_per_scene"] > 0

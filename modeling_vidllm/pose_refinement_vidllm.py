@@ -231,17 +231,17 @@ class _View:
         self.focal = torch.stack([intrinsics_px[..., 0, 0], intrinsics_px[..., 1, 1]], -1) * ratio  # (B, S, 2)
         self.centre = (intrinsics_px[..., :2, 2] + 0.5) * ratio - 0.5
         rows, columns = (torch.arange(n, device=frames.device, dtype=torch.float32) for n in self.hw)
-        pixels = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).flatten(0, 1)  # (N, 2)
-        z = self.depth.flatten(2)[..., None]  # (B, S, N, 1)
-        rays = (pixels - self.centre[:, :, None]) / self.focal[:, :, None]
-        self.points = torch.cat([rays * z, z], -1)  # (B, S, N, 3), each in its own camera
-        self.known = z[..., 0] > 0
+        pixels = torch.stack(torch.meshgrid(columns, rows, indexing="xy")).flatten(1)  # (2, N)
+        z = self.depth.flatten(3)  # (B, S, 1, N)
+        rays = (pixels - self.centre[..., None]) / self.focal[..., None]
+        self.points = torch.cat([rays * z, z], 2)  # (B, S, 3, N), each in its own camera
+        self.known = z[:, :, 0] > 0
 
     def bent(self, log_factors: torch.Tensor) -> "_View":
         """The same pictures with depth `(B, S, N)` times `exp(log_factors)`."""
         view, factors = copy.copy(self), log_factors.exp()
         view.depth = self.depth * factors.unflatten(-1, self.hw)[:, :, None]
-        view.points = self.points * factors[..., None]
+        view.points = self.points * factors[:, :, None]
         return view
 
     def look(self, target_from_source: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> tuple:
@@ -253,35 +253,30 @@ class _View:
             target (`torch.Tensor` of shape `(Q,)`, int64): Frames.
 
         Returns:
-            `tuple`: differences of colour `(B, Q, N, 3)`, free of a common offset; whether a pixel is seen `(B, Q, N)`; slopes of the target's colours there
-            `(B, Q, N, 3, 2)`; points in the target's camera `(B, Q, N, 3)`.
+            `tuple`: differences of colour `(B, Q, 3, N)`, free of a common offset; whether a pixel is seen `(B, Q, N)`; slopes of the target's colours there
+            along x and y `(B, Q, 2, 3, N)`; points in the target's camera `(B, Q, 3, N)`.
         """
-        points = self.points[:, source] @ target_from_source[..., :3, :3].transpose(-1, -2)
-        points = points + target_from_source[..., None, :3, 3]
-        z = points[..., 2:].clamp_min(1e-3)
-        places = points[..., :2] / z * self.focal[:, target][:, :, None] + self.centre[:, target][:, :, None]
-        height, width = self.hw
-        limits = torch.tensor([width - 1.0, height - 1.0], device=points.device)
-        grid = (places + 0.5) / (limits + 1) * 2 - 1
+        points = target_from_source[..., :3, :3] @ self.points[:, source] + target_from_source[..., :3, 3:]
+        z = points[:, :, 2]
+        places = points[:, :, :2] / z[:, :, None].clamp_min(1e-3) * self.focal[:, target][..., None]
+        places = places + self.centre[:, target][..., None]
+        sides = torch.tensor([[self.hw[1]], [self.hw[0]]], device=points.device)
+        grid = ((places + 0.5) / sides * 2 - 1).transpose(-1, -2)
         looked = nn.functional.grid_sample(
             torch.cat([self.maps, self.depth], 2)[:, target].flatten(0, 1),
             grid.flatten(0, 1)[:, None],
             padding_mode="border",
             align_corners=False,
-        )[:, :, 0]
-        # (B * Q, 10, N) -> (B, Q, N, 10)
-        looked = looked.unflatten(0, points.shape[:2]).transpose(-1, -2)
-        own = self.maps[:, source, :3].flatten(3).transpose(-1, -2)
-        inside = ((places >= 0) & (places <= limits)).all(-1) & (points[..., 2] > 1e-3)
-        there = looked[..., 9]
-        seen = inside & self.known[:, source] & (there > 0) & (points[..., 2] < there * (1 + _HIDDEN))
-        apart = looked[..., :3] - own
+        )[:, :, 0].unflatten(0, points.shape[:2])  # (B, Q, 10, N)
+        inside = ((places >= 0) & (places <= sides - 1)).all(2) & (z > 1e-3)
+        there = looked[:, :, 9]
+        seen = inside & self.known[:, source] & (there > 0) & (z < there * (1 + _HIDDEN))
+        apart = looked[:, :, :3] - self.maps[:, source, :3].flatten(3)
         count = seen.sum(-1)[..., None, None].clamp_min(1)
         # Exposure may differ from frame to frame; what is wrong by much is no matter of exposure.
-        usual = (apart.abs() * seen[..., None]).sum(-2, keepdim=True) / count
-        offset = (apart.clamp(-usual, usual) * seen[..., None]).sum(-2, keepdim=True) / count
-        slopes = torch.stack([looked[..., 3:6], looked[..., 6:9]], -1)
-        return apart - offset, seen, slopes, points
+        usual = (apart.abs() * seen[:, :, None]).sum(-1, keepdim=True) / count
+        offset = (apart.clamp(-usual, usual) * seen[:, :, None]).sum(-1, keepdim=True) / count
+        return apart - offset, seen, looked[:, :, 3:9].unflatten(2, (2, 3)), points
 
 
 def _pairs(num_frames: int, window: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -334,13 +329,11 @@ def _step(view: _View, poses: torch.Tensor, pairs: tuple[torch.Tensor, torch.Ten
     for source, target in zip(pairs[0].split(_CHUNK), pairs[1].split(_CHUNK), strict=True):
         relative = poses[:, target] @ inverse[:, source]
         apart, seen, slopes, points = view.look(relative, source, target)
-        length = apart.norm(dim=-1)
+        length = apart.square().sum(2).sqrt()
         usual = (length * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp_min(1)
-        weight = seen / (1 + (length / usual.clamp_min(1e-6)).square())
-        moves = _moves(view.focal[:, target], points)  # (B, Q, N, 2, 6)
-        rows = (slopes @ moves) * weight[..., None, None].sqrt()  # (B, Q, N, 3, 6)
-        errors = apart * weight[..., None].sqrt()
-        system.add(rows, errors, -_carried(relative), source, target)
+        weight = (seen / (1 + (length / usual.clamp_min(1e-6)).square())).sqrt()[:, :, None]
+        rows = _by_motion(slopes * weight[:, :, None], view.focal[:, target], points)
+        system.add(rows, apart * weight, -_carried(relative), source, target)
     square, slope = system.damped()
     return _stepped(poses, -torch.linalg.solve_ex(square, slope)[0])
 
@@ -362,10 +355,10 @@ class _PoseSystem:
     def add(
         self, rows: torch.Tensor, errors: torch.Tensor, back: torch.Tensor, source: torch.Tensor, target: torch.Tensor
     ) -> None:
-        """Derivatives `(B, Q, N, 3, 6)` by the target's motion, errors `(B, Q, N, 3)`; `back (B, Q, 6, 6)` tells the source's motion as the target's."""
-        rows, errors = rows.flatten(2, 3), errors.flatten(2)[..., None]
-        of_target = rows.transpose(-1, -2) @ rows  # (B, Q, 6, 6)
-        pull = (rows.transpose(-1, -2) @ errors)[..., 0]
+        """Derivatives `(B, Q, 6, 3, N)` by the target's motion, errors `(B, Q, 3, N)`; `back (B, Q, 6, 6)` tells the source's motion as the target's."""
+        rows, errors = rows.flatten(3), errors.flatten(2)[..., None]
+        of_target = rows @ rows.transpose(-1, -2)  # (B, Q, 6, 6)
+        pull = (rows @ errors)[..., 0]
         across, frames = of_target @ back, self.num_frames
         self.hessian.index_add_(1, target * frames + target, of_target)
         self.hessian.index_add_(1, target * frames + source, across)
@@ -413,30 +406,28 @@ def _joint_step(
     batch, num_frames = poses.shape[:2]
     inverse, system = invert_rigid(poses), _PoseSystem(poses)
     stiffness, push = (poses.new_zeros(batch, num_frames, view.known.shape[-1]) for _ in range(2))
-    mixed = poses.new_zeros(batch, num_frames * num_frames, field.shape[-1], 6)
+    mixed = poses.new_zeros(batch, num_frames * num_frames, 6, field.shape[-1])
     for source, target in zip(pairs[0].split(_CHUNK), pairs[1].split(_CHUNK), strict=True):
         relative = poses[:, target] @ inverse[:, source]
         apart, seen, slopes, points = view.look(relative, source, target)
-        length = apart.norm(dim=-1)
+        length = apart.square().sum(2).sqrt()
         usual = (length * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp_min(1)
         usual = usual.clamp_min(1e-6)
         # In units of what is usual for the pair, so that pictures and prior can be compared.
-        weight = (seen / (1 + (length / usual).square())).sqrt() / usual
-        moves = _moves(view.focal[:, target], points)  # (B, Q, N, 2, 6)
+        weight = ((seen / (1 + (length / usual).square())).sqrt() / usual)[:, :, None]
+        by_pose = _by_motion(slopes * weight[:, :, None], view.focal[:, target], points)  # (B, Q, 6, 3, N)
         # A point that lies deeper by a factor moves away from the source's camera.
-        ray = (points - relative[..., None, :3, 3])[..., None]
-        deeper = moves[..., 3:] @ ray  # (B, Q, N, 2, 1)
-        rows = (slopes @ torch.cat([moves, deeper], -1)) * weight[..., None, None]  # (B, Q, N, 3, 7)
-        errors, back = apart * weight[..., None], -_carried(relative)
-        by_pose, by_depth = rows[..., :6], rows[..., 6]
+        ray = (points - relative[..., :3, 3:])[:, :, :, None]
+        by_depth = (by_pose[:, :, 3:] * ray).sum(2)  # (B, Q, 3, N)
+        errors, back = apart * weight, -_carried(relative)
         system.add(by_pose, errors, back, source, target)
-        stiffness.index_add_(1, source, by_depth.square().sum(-1))
-        push.index_add_(1, source, (by_depth * errors).sum(-1))
-        both = weights.T @ (by_pose * by_depth[..., None]).sum(-2)  # (B, Q, N, 6) -> (B, Q, G, 6)
+        stiffness.index_add_(1, source, by_depth.square().sum(2))
+        push.index_add_(1, source, (by_depth * errors).sum(2))
+        both = (by_pose * by_depth[:, :, None]).sum(3) @ weights  # (B, Q, 6, N) -> (B, Q, 6, G)
         mixed.index_add_(1, source * num_frames + target, both)
-        mixed.index_add_(1, source * num_frames + source, both @ back)
-    # (B, S * S, G, 6) -> (B, S, G, P): whose depth, then whose pose
-    mixed = mixed.unflatten(1, (num_frames, num_frames)).transpose(2, 3).flatten(3, 4)[..., 6:]
+        mixed.index_add_(1, source * num_frames + source, back.transpose(-1, -2) @ both)
+    # (B, S * S, 6, G) -> (B, S, G, P): whose depth, then whose pose
+    mixed = mixed.unflatten(1, (num_frames, num_frames)).flatten(2, 3).transpose(2, 3)[..., 6:]
     own = weights.T @ (stiffness[..., None] * weights) + prior
     own = own + torch.diag_embed(own.diagonal(dim1=2, dim2=3) * _DAMPING + _FLOOR)
     slope = (push @ weights + field @ prior)[..., None]
@@ -448,14 +439,17 @@ def _joint_step(
     return _stepped(poses, change), field + deeper.nan_to_num().clamp(-_DEEPEST, _DEEPEST)
 
 
-def _moves(focal: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """How a pixel moves with its camera: focal lengths `(B, Q, 2)`, points `(B, Q, N, 3)` -> `(B, Q, N, 2, 6)` (turn, way)."""
-    x, y, z = points.unbind(-1)
+def _by_motion(slopes: torch.Tensor, focal: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """How the colours under pixels change as their camera's points move.
+
+    Slopes of the colours `(B, Q, 2, 3, N)`, focal lengths `(B, Q, 2)`, points `(B, Q, 3, N)` -> `(B, Q, 6, 3, N)`: by turn, by way.
+    """
+    x, y, z = points[:, :, :, None].unbind(2)  # (B, Q, 1, N)
     z = z.clamp_min(1e-3)
-    zero = torch.zeros_like(z)
-    fx, fy = (focal[..., n, None] for n in (0, 1))
-    by_way = torch.stack([fx / z, zero, -fx * x / z**2, zero, fy / z, -fy * y / z**2], -1).unflatten(-1, (2, 3))
-    return torch.cat([-by_way @ _cross(points), by_way], -1)
+    by_x = slopes[:, :, 0] * (focal[:, :, 0, None, None] / z)
+    by_y = slopes[:, :, 1] * (focal[:, :, 1, None, None] / z)
+    by_z = -(by_x * x + by_y * y) / z
+    return torch.stack([y * by_z - z * by_y, z * by_x - x * by_z, x * by_y - y * by_x, by_x, by_y, by_z], 2)
 
 
 def _unlikeness(
@@ -468,7 +462,7 @@ def _unlikeness(
     inverse, lengths, seens = invert_rigid(poses), [], []
     for source, target in zip(pairs[0].split(_CHUNK), pairs[1].split(_CHUNK), strict=True):
         apart, seen, _, _ = view.look(poses[:, target] @ inverse[:, source], source, target)
-        lengths.append(apart.norm(dim=-1))
+        lengths.append(apart.square().sum(2).sqrt())
         seens.append(seen)
     length, seen = torch.cat(lengths, 1), torch.cat(seens, 1)
     if scale is None:

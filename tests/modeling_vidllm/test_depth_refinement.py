@@ -151,16 +151,20 @@ def slow_step(view, poses, pairs, field, weights, prior):
                 torch.tensor([target]),
             )
             apart, seen, slopes, points = (part[row, 0] for part in look)
+            # pixels first
+            apart, slopes, points = apart.T, slopes.permute(2, 1, 0), points.T
             usual = (apart.norm(dim=-1) * seen).sum() / seen.sum().clamp_min(1)
             back = refinement._carried(relative)
             for pixel in range(len(points)):
                 if not seen[pixel]:
                     continue
                 weight = 1 / (1 + (apart[pixel].norm() / usual) ** 2) / usual**2
-                moves = refinement._moves(view.focal[row : row + 1, target, None], points[None, None, pixel, None])
-                moves = moves[0, 0, 0]
+                x, y, z = points[pixel].tolist()
+                fx, fy = view.focal[row, target].tolist()
+                moves = torch.tensor([[fx / z, 0, -fx * x / z**2], [0, fy / z, -fy * y / z**2]])
+                by_turn = -moves @ refinement._cross(points[pixel])
                 jacobian = torch.zeros(3, unknowns)
-                by_target = slopes[pixel] @ moves
+                by_target = slopes[pixel] @ torch.cat([by_turn, moves], 1)
                 jacobian[:, 6 * target : 6 * target + 6] = by_target
                 jacobian[:, 6 * source : 6 * source + 6] -= by_target @ back
                 # a point at 1.001 times its depth

@@ -127,20 +127,23 @@ def test_wrong_settings(scene, wrong):
 def test_how_pixels_and_points_move_is_the_derivative():
     """Against differences of whole projections."""
     generator = torch.Generator().manual_seed(3)
-    points = torch.rand(1, 1, 5, 3, generator=generator, dtype=torch.float64) + torch.tensor([0.0, 0.0, 1.0])
+    points = torch.rand(1, 1, 3, 5, generator=generator, dtype=torch.float64) + torch.tensor([[0.0], [0.0], [1.0]])
     focal = torch.tensor([[[60.0, 70.0]]], dtype=torch.float64)
-    moves = refinement._moves(focal, points)
+    # three colours that rise along x, along y, and along both
+    slopes = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, -3.0]], dtype=torch.float64)[None, None, ..., None]
+    moves = refinement._by_motion(slopes.expand(1, 1, 2, 3, 5), focal, points)
 
     def places(change):
-        moved = points @ refinement._rigid(change)[:3, :3].T + refinement._rigid(change)[:3, 3]
-        return moved[..., :2] / moved[..., 2:] * focal[:, :, None]
+        moved = refinement._rigid(change)[:3, :3] @ points + refinement._rigid(change)[:3, 3:]
+        x, y = (moved[:, :, :2] / moved[:, :, 2:] * focal[..., None]).unbind(2)
+        return torch.stack([x, y, 2 * x - 3 * y], 2)
 
     step = 1e-6
     for number in range(6):
         change = torch.zeros(6, dtype=torch.float64)
         change[number] = step
         wanted = (places(change) - places(-change)) / (2 * step)
-        torch.testing.assert_close(moves[..., number], wanted, atol=1e-5, rtol=1e-6)
+        torch.testing.assert_close(moves[:, :, number], wanted, atol=1e-5, rtol=1e-6)
     pose = refinement._rigid(torch.tensor([0.3, -0.2, 0.5, 0.4, -0.6, 0.2], dtype=torch.float64))
     change = torch.tensor([0.2, 0.1, -0.3, 0.5, 0.2, -0.1], dtype=torch.float64) * 1e-6
     moved = pose @ refinement._rigid(change) @ torch.linalg.inv(pose)

@@ -205,7 +205,6 @@ _PRESETS = (
             # patches of 16 pixels see a motion to within some pixels; the pictures know better
             "pose_refinement_sizes": [12, 24],
             "pose_refinement_depth_grid": [6, 8],
-            "align_room_to_walls": True,
             "num_scene_tokens": 64,
             # twice the encoder's width: a projector that starts as a linear map keeps all of it
             "projector_hidden_size": 384,

@@ -230,7 +230,9 @@ def test_a_card_says_that_poses_are_refined(measured, trained):
     more = {"pose_refinement_sizes": [12], "pose_refinement_depth_grid": [2, 3], "align_room_to_walls": True}
     (trained / "config.json").write_text(json.dumps({**config, **more}))
     write_card(trained, [measured])
-    assert "The poses and the depth that the network predicts are then made exact against the pictures" in body(trained)
+    assert "The poses and the depth that the network predicts are then made exact against the pictures" in body(
+        trained
+    )
     assert "is read off the walls of its reconstruction" in body(trained)
 
 

@@ -66,10 +66,7 @@ def refine_poses(
         Ours: the network's poses come from patches of 16 pixels and more. Direct alignment after Baker and Matthews, "Lucas-Kanade 20 years
         on", with Cauchy weights; VGGT's authors offer bundle adjustment on tracked points in this place.
     """
-    if not sizes or min(sizes) < 1 or steps < 1 or window < 1:
-        raise ValueError(
-            f"pose refinement: wanted positive sizes, steps and window; got {list(sizes)}, {steps}, {window}"
-        )
+    _check_settings(sizes, steps, window)
     start = cam_from_world.float()
     never = torch.zeros(len(start), dtype=torch.bool, device=start.device)
     if start.shape[1] < 2:
@@ -84,10 +81,7 @@ def refine_poses(
             view = _View(frames.float(), depth / unit[:, None, None, None], intrinsics_px.float(), size)
             for _ in range(steps):
                 poses = _step(view, poses, pairs)
-        scale, shared_before, before = _unlikeness(view, in_units, pairs)
-        _, shared_after, after = _unlikeness(view, poses, pairs, scale)
-        better = torch.isfinite(poses).flatten(1).all(1) & (after < before)
-        better &= shared_after > _KEPT_OVERLAP * shared_before
+        better = _looks_better(view, in_units, view, poses, pairs)
         return torch.where(better[:, None, None, None], _moved(poses, unit), start), better
 
 
@@ -128,10 +122,7 @@ def refine_poses_and_depth(
     """
     if len(grid) != 2 or min(grid) < 2:
         raise ValueError(f"depth refinement: wanted a grid of at least 2 rows and 2 columns; got {list(grid)}")
-    if not sizes or min(sizes) < 1 or steps < 1 or window < 1:
-        raise ValueError(
-            f"depth refinement: wanted positive sizes, steps and window; got {list(sizes)}, {steps}, {window}"
-        )
+    _check_settings(sizes, steps, window)
     start, exact_depth = cam_from_world.float(), depth.float()
     batch, num_frames = start.shape[:2]
     if num_frames < 2:
@@ -149,10 +140,8 @@ def refine_poses_and_depth(
             weights = _weights(grid, view.hw, start.device)
             for _ in range(steps):
                 poses, field = _joint_step(view.bent(field @ weights.T), poses, pairs, field, weights, prior)
-        scale, shared_before, before = _unlikeness(view, in_units, pairs)
-        _, shared_after, after = _unlikeness(view.bent(field @ weights.T), poses, pairs, scale)
-        better = torch.isfinite(poses).flatten(1).all(1) & torch.isfinite(field).flatten(1).all(1) & (after < before)
-        better &= shared_after > _KEPT_OVERLAP * shared_before
+        better = _looks_better(view, in_units, view.bent(field @ weights.T), poses, pairs)
+        better &= torch.isfinite(field).flatten(1).all(1)
         # (B, S, G) -> (B, S, H, W)
         factors = (field @ _weights(grid, depth.shape[-2:], start.device).T).exp().unflatten(-1, depth.shape[-2:])
         changed = better[:, None, None, None]
@@ -160,6 +149,14 @@ def refine_poses_and_depth(
             torch.where(changed, _moved(poses, unit), start),
             torch.where(changed & known, depth * factors, exact_depth),
             better,
+        )
+
+
+def _check_settings(sizes: tuple[int, ...] | list[int], steps: int, window: int) -> None:
+    """`ValueError` unless all of them are positive and there is a size."""
+    if not sizes or min(sizes) < 1 or steps < 1 or window < 1:
+        raise ValueError(
+            f"pose refinement: wanted positive sizes, steps and window; got {list(sizes)}, {steps}, {window}"
         )
 
 
@@ -450,6 +447,20 @@ def _by_motion(slopes: torch.Tensor, focal: torch.Tensor, points: torch.Tensor) 
     by_y = slopes[:, :, 1] * (focal[:, :, 1, None, None] / z)
     by_z = -(by_x * x + by_y * y) / z
     return torch.stack([y * by_z - z * by_y, z * by_x - x * by_z, x * by_y - y * by_x, by_x, by_y, by_z], 2)
+
+
+def _looks_better(
+    view: _View,
+    start: torch.Tensor,
+    changed_view: _View,
+    poses: torch.Tensor,
+    pairs: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """Of which videos the frames look more alike afterwards and still share half of what they shared, `(B,)` bool."""
+    scale, shared_before, before = _unlikeness(view, start, pairs)
+    _, shared_after, after = _unlikeness(changed_view, poses, pairs, scale)
+    better = torch.isfinite(poses).flatten(1).all(1) & (after < before)
+    return better & (shared_after > _KEPT_OVERLAP * shared_before)
 
 
 def _unlikeness(

@@ -65,6 +65,7 @@ def card_context(facts: CardFacts, licence: str | None) -> dict[str, Any]:
         "parameters": facts.parameters,
         "refines_poses": facts.refines_poses,
         "refines_depth": facts.refines_depth,
+        "refines_focal": facts.refines_focal,
         "turns_room": facts.turns_room,
         "weights": _weights(facts),
         "stored": " and ".join(facts.stored_as),

@@ -91,6 +91,7 @@ class CardFacts:
         is_metric (`bool`): Whether lengths are metres.
         refines_poses (`bool`): Whether predicted poses are made exact against the pictures.
         refines_depth (`bool`): Whether depth bends with them.
+        refines_focal (`bool`): Whether focal lengths are found with them.
         turns_room (`bool`): Whether the room's heading is read off the reconstruction's walls.
         stored_as (`tuple[str, ...]`): Dtypes in the weight files.
         runs (`tuple[MeasuredRun, ...]`): Results.
@@ -108,6 +109,7 @@ class CardFacts:
     is_metric: bool = False
     refines_poses: bool = False
     refines_depth: bool = False
+    refines_focal: bool = False
     turns_room: bool = False
     stored_as: tuple[str, ...] = ()
     runs: tuple[MeasuredRun, ...] = ()
@@ -364,6 +366,7 @@ def read_facts(
         is_metric=bool(config.get("is_metric")),
         refines_poses=bool(config.get("pose_refinement_sizes")),
         refines_depth=bool(config.get("pose_refinement_depth_grid")),
+        refines_focal=bool(config.get("pose_refinement_focal_spread")),
         turns_room=bool(config.get("align_room_to_walls")),
         stored_as=stored_dtypes(model),
         runs=read_runs(model) if runs is None else in_order(runs),

@@ -137,6 +137,7 @@ def run_evaluation(
             "geometry": geometry,
             "pose_refinement_sizes": list(loaded.config.pose_refinement_sizes),
             "pose_refinement_depth_grid": list(loaded.config.pose_refinement_depth_grid),
+            "pose_refinement_focal_spread": loaded.config.pose_refinement_focal_spread,
             "align_room_to_walls": loaded.config.align_room_to_walls,
             "frames": frames,
             "batch_size": batch_size,

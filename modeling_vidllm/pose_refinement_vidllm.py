@@ -2,13 +2,14 @@
 
 Nothing here is learned. The network says where the cameras stood to within what patches can tell; the pixels between them say the rest.
 Direct image alignment (Lucas-Kanade over rigid motions) of all frames at once, from small pictures to larger ones; on request, depth bends with
-the poses, as smoothly as a coarse grid of factors per frame allows.
+the poses, as smoothly as a coarse grid of factors per frame allows, and one focal factor of the video is found with both.
 
 Shapes: B videos, S frames, H W pixels, h w pixels of a smaller picture, N = h w, Q ordered pairs of frames (source, target), G points of the
-grid of depth, P = 6 (S - 1) numbers of the poses of a video.
+grid of depth, P = 6 (S - 1) numbers of the poses of a video, E = 1 where a focal factor is sought and 0 elsewhere.
 """
 
 import copy
+import math
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ _LONGEST = 0.06
 _CHUNK = 64
 # Depth is off by about so much (natural logarithm), and neighbours on the grid by so much from each other.
 _DEPTH_SPREAD, _DEPTH_BEND = 0.15, 0.1
-# Largest change of depth in one step (natural logarithm).
+# Largest change of depth, and of the focal length, in one step (natural logarithm).
 _DEEPEST = 0.1
 # Of the pixels that a pair shared before, how many it must share afterwards.
 _KEPT_OVERLAP = 0.5
@@ -95,8 +96,10 @@ def refine_poses_and_depth(
     sizes: tuple[int, ...] | list[int] = (12, 24),
     steps: int = 8,
     window: int = 8,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Improve predicted poses and predicted depth together; intrinsics stay as they are.
+    focal_spread: float = 0.0,
+    depth_per_focal: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Improve predicted poses and predicted depth together, and on request the focal length.
 
     Args:
         frames (`torch.Tensor` of shape `(B, S, 3, H, W)`): See `refine_poses` for it and what follows.
@@ -108,48 +111,66 @@ def refine_poses_and_depth(
         sizes (`tuple[int]`): Short sides of the smaller pictures, coarse to fine.
         steps (`int`): Gauss-Newton steps at each.
         window (`int`): Frames further apart than this are not compared.
+        focal_spread (`float`): By about so much (natural logarithm) focal lengths are off, all of a video by one factor, which is found too. 0: intrinsics
+            stay as they are.
+        depth_per_focal (`float`): The power of that factor by which depth and ways are multiplied, which no picture tells: 1 for a network that knows
+            distances by the sizes of things, 0 for one whose distances do not hang on the focal length.
 
     Returns:
-        `tuple`: poses `(B, S, 4, 4)`, float32; depth `(B, S, H, W)`, float32; which videos changed `(B,)`, bool. A video keeps both in the cases in
-        which `refine_poses` keeps its poses.
+        `tuple`: poses `(B, S, 4, 4)`, float32; depth `(B, S, H, W)`, float32; intrinsics `(B, S, 3, 3)`, float32; which videos changed `(B,)`, bool. A video
+        keeps all of them in the cases in which `refine_poses` keeps its poses.
 
     Raises:
-        ValueError: A size, the number of steps, the window or the grid is out of range.
+        ValueError: A size, the number of steps, the window, the grid, the spread or the power is out of range.
 
     Source:
         Ours: as `refine_poses`; the factors are eliminated frame by frame (Schur complement), so that a step costs little more than one of
-        poses alone. They are drawn to 1 and to their neighbours', because pictures say nothing where they are flat.
+        poses alone. They are drawn to 1 and to their neighbours', because pictures say nothing where they are flat; so is the focal factor.
     """
     if len(grid) != 2 or min(grid) < 2:
         raise ValueError(f"depth refinement: wanted a grid of at least 2 rows and 2 columns; got {list(grid)}")
     _check_settings(sizes, steps, window)
-    start, exact_depth = cam_from_world.float(), depth.float()
+    if not (0 <= focal_spread < math.inf and 0 <= depth_per_focal < math.inf):
+        raise ValueError(
+            f"focal refinement: wanted a spread and a power of at least 0; got {focal_spread}, {depth_per_focal}"
+        )
+    start, exact_depth, intrinsics_px = cam_from_world.float(), depth.float(), intrinsics_px.float()
     batch, num_frames = start.shape[:2]
     if num_frames < 2:
-        return start, exact_depth, torch.zeros(batch, dtype=torch.bool, device=start.device)
+        return start, exact_depth, intrinsics_px, torch.zeros(batch, dtype=torch.bool, device=start.device)
     with torch.autocast(device_type=start.device.type, enabled=False):
         known = torch.isfinite(exact_depth) & (exact_depth > 0)
         depth = torch.where(known, exact_depth, torch.zeros_like(exact_depth))
         unit = _median_depth(depth)
         in_units = _moved(start, 1 / unit)
         pairs, poses = _pairs(num_frames, window, start.device), in_units
-        field = start.new_zeros(batch, num_frames, grid[0] * grid[1])
+        field, zoom = start.new_zeros(batch, num_frames, grid[0] * grid[1]), start.new_zeros(batch)
         prior = _prior(grid, start.device)
         for size in sizes:
-            view = _View(frames.float(), depth / unit[:, None, None, None], intrinsics_px.float(), size)
+            view = _View(frames.float(), depth / unit[:, None, None, None], intrinsics_px, size)
             weights = _weights(grid, view.hw, start.device)
             for _ in range(steps):
-                poses, field = _joint_step(view.bent(field @ weights.T), poses, pairs, field, weights, prior)
-        better = _looks_better(view, in_units, view.bent(field @ weights.T), poses, pairs)
-        better &= torch.isfinite(field).flatten(1).all(1)
+                seen = view.bent(field @ weights.T).zoomed(zoom)
+                poses, field, zoom = _joint_step(seen, poses, pairs, field, weights, prior, zoom, focal_spread)
+        better = _looks_better(view, in_units, view.bent(field @ weights.T).zoomed(zoom), poses, pairs)
+        better &= torch.isfinite(field).flatten(1).all(1) & torch.isfinite(zoom)
         # (B, S, G) -> (B, S, H, W)
         factors = (field @ _weights(grid, depth.shape[-2:], start.device).T).exp().unflatten(-1, depth.shape[-2:])
+        larger = (zoom * depth_per_focal).exp()
         changed = better[:, None, None, None]
         return (
-            torch.where(changed, _moved(poses, unit), start),
-            torch.where(changed & known, depth * factors, exact_depth),
+            torch.where(changed, _moved(poses, unit * larger), start),
+            torch.where(changed & known, depth * (factors * larger[:, None, None, None]), exact_depth),
+            torch.where(changed, _zoomed_intrinsics(intrinsics_px, zoom), intrinsics_px),
             better,
         )
+
+
+def _zoomed_intrinsics(intrinsics_px: torch.Tensor, zoom: torch.Tensor) -> torch.Tensor:
+    """Intrinsics `(B, S, 3, 3)` with focal lengths times `exp(zoom (B,))`."""
+    zoomed = intrinsics_px.clone()
+    zoomed[..., :2, :2] *= zoom.exp()[:, None, None, None]
+    return zoomed
 
 
 def _check_settings(sizes: tuple[int, ...] | list[int], steps: int, window: int) -> None:
@@ -166,8 +187,8 @@ def refine_reconstruction(
     """Make what a network predicts exact against the pictures, in place; poses and depth that were given stay as they are.
 
     Args:
-        recon (`VidLLMReconstruction`): Of B videos of one size; its `cam_from_world` `(B, S, 4, 4)`, `depth` `(B, S, H, W)` and `points_world`
-            `(B, S, H, W, 3)` are replaced.
+        recon (`VidLLMReconstruction`): Of B videos of one size; its `cam_from_world` `(B, S, 4, 4)`, `intrinsics_px` `(B, S, 3, 3)`, `depth`
+            `(B, S, H, W)`, `points_world` `(B, S, H, W, 3)` and `scale` `(B,)` are replaced.
         frames (`torch.Tensor` of shape `(B, S, 3, H, W)`): Pictures, in any affine scale of intensity.
         geometry (`dict`, *optional*): What was given, see `check_given_geometry`.
         config (`VidLLMConfig`): Its `pose_refinement_...` fields are read.
@@ -183,15 +204,22 @@ def refine_reconstruction(
     bends = torch.full_like(of_given, bool(config.pose_refinement_depth_grid))
     if "depth_m" in given:
         bends = bends & ~of_given
+    zooms = bends & (config.pose_refinement_focal_spread > 0)
+    if "intrinsics_px" in given:
+        zooms = zooms & ~of_given
     settings = (config.pose_refinement_sizes, config.pose_refinement_steps, config.pose_refinement_window)
-    for with_depth in (False, True):
-        chosen = rows[bends[rows] == with_depth]
+    for with_depth, with_focal in ((False, False), (True, False), (True, True)):
+        chosen = rows[(bends[rows] == with_depth) & (zooms[rows] == with_focal)]
         if not len(chosen):
             continue
         depth, intrinsics_px, poses = recon.depth[chosen], recon.intrinsics_px[chosen], recon.cam_from_world[chosen]
+        before = intrinsics_px
         if with_depth:
             grid = config.pose_refinement_depth_grid
-            poses, depth, _ = refine_poses_and_depth(frames[chosen], depth, intrinsics_px, poses, grid, *settings)
+            focal = (config.pose_refinement_focal_spread, config.pose_refinement_depth_per_focal) if with_focal else ()
+            poses, depth, intrinsics_px, _ = refine_poses_and_depth(
+                frames[chosen], depth, intrinsics_px, poses, grid, *settings, *focal
+            )
         else:
             poses, _ = refine_poses(frames[chosen], depth, intrinsics_px, poses, *settings)
         with torch.no_grad(), torch.autocast(device_type=frames.device.type, enabled=False):
@@ -200,6 +228,13 @@ def refine_reconstruction(
             recon.points_world = recon.points_world.index_copy(0, chosen, points)
             if with_depth:
                 recon.depth = recon.depth.index_copy(0, chosen, depth.to(recon.depth.dtype))
+            if with_focal:
+                longer = intrinsics_px[:, 0, 0, 0] / before[:, 0, 0, 0]
+                scale = recon.scale[chosen] * longer**config.pose_refinement_depth_per_focal
+                recon.scale = recon.scale.index_copy(0, chosen, scale.to(recon.scale.dtype))
+                recon.intrinsics_px = recon.intrinsics_px.index_copy(
+                    0, chosen, intrinsics_px.to(recon.intrinsics_px.dtype)
+                )
 
 
 class _View:
@@ -239,6 +274,14 @@ class _View:
         view, factors = copy.copy(self), log_factors.exp()
         view.depth = self.depth * factors.unflatten(-1, self.hw)[:, :, None]
         view.points = self.points * factors[:, :, None]
+        return view
+
+    def zoomed(self, zoom: torch.Tensor) -> "_View":
+        """The same pictures, taken with focal lengths times `exp(zoom (B,))`; depth stays."""
+        view, factor = copy.copy(self), zoom.exp()
+        view.focal = self.focal * factor[:, None, None]
+        narrower = torch.stack([1 / factor, 1 / factor, torch.ones_like(factor)], -1)
+        view.points = self.points * narrower[:, None, :, None]
         return view
 
     def look(self, target_from_source: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> tuple:
@@ -398,12 +441,20 @@ def _joint_step(
     field: torch.Tensor,
     weights: torch.Tensor,
     prior: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One Gauss-Newton step of poses `(B, S, 4, 4)` and logarithms of depth factors `(B, S, G)`; the view is bent by them."""
+    zoom: torch.Tensor,
+    focal_spread: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One Gauss-Newton step of poses `(B, S, 4, 4)`, logarithms of depth factors `(B, S, G)` and of focal factors `(B,)`; the view has the latter two."""
     batch, num_frames = poses.shape[:2]
     inverse, system = invert_rigid(poses), _PoseSystem(poses)
+    sought = 1 if focal_spread > 0 else 0
     stiffness, push = (poses.new_zeros(batch, num_frames, view.known.shape[-1]) for _ in range(2))
     mixed = poses.new_zeros(batch, num_frames * num_frames, 6, field.shape[-1])
+    depth_and_focal = poses.new_zeros(batch, num_frames, view.known.shape[-1], sought)
+    pose_and_focal = poses.new_zeros(batch, num_frames, 6, sought)
+    # what the focal factor's own prior says
+    of_focal = poses.new_full((batch, sought, sought), 1 / focal_spread**2 if sought else 0.0)
+    pull_of_focal = of_focal.sum(-1, keepdim=True) * zoom[:, None, None]  # (B, E, 1)
     for source, target in zip(pairs[0].split(_CHUNK), pairs[1].split(_CHUNK), strict=True):
         relative = poses[:, target] @ inverse[:, source]
         apart, seen, slopes, points = view.look(relative, source, target)
@@ -412,7 +463,8 @@ def _joint_step(
         usual = usual.clamp_min(1e-6)
         # In units of what is usual for the pair, so that pictures and prior can be compared.
         weight = ((seen / (1 + (length / usual).square())).sqrt() / usual)[:, :, None]
-        by_pose = _by_motion(slopes * weight[:, :, None], view.focal[:, target], points)  # (B, Q, 6, 3, N)
+        slopes = slopes * weight[:, :, None]
+        by_pose = _by_motion(slopes, view.focal[:, target], points)  # (B, Q, 6, 3, N)
         # A point that lies deeper by a factor moves away from the source's camera.
         ray = (points - relative[..., :3, 3:])[:, :, :, None]
         by_depth = (by_pose[:, :, 3:] * ray).sum(2)  # (B, Q, 3, N)
@@ -423,17 +475,54 @@ def _joint_step(
         both = (by_pose * by_depth[:, :, None]).sum(3) @ weights  # (B, Q, 6, N) -> (B, Q, 6, G)
         mixed.index_add_(1, source * num_frames + target, both)
         mixed.index_add_(1, source * num_frames + source, back.transpose(-1, -2) @ both)
-    # (B, S * S, 6, G) -> (B, S, G, P): whose depth, then whose pose
+        if sought:
+            by_focal = _by_focal(view, slopes, by_pose, points, relative, source, target)  # (B, Q, 3, N)
+            depth_and_focal.index_add_(1, source, (by_depth * by_focal).sum(2)[..., None])
+            both = (by_pose * by_focal[:, :, None]).sum((3, 4))[..., None]  # (B, Q, 6, 1)
+            pose_and_focal.index_add_(1, target, both)
+            pose_and_focal.index_add_(1, source, back.transpose(-1, -2) @ both)
+            of_focal = of_focal + by_focal.square().sum((1, 2, 3))[:, None, None]
+            pull_of_focal = pull_of_focal + (by_focal * errors).sum((1, 2, 3))[:, None, None]
+    # (B, S * S, 6, G) -> (B, S, G, P + E): whose depth, then whose pose, then the focal factor
     mixed = mixed.unflatten(1, (num_frames, num_frames)).flatten(2, 3).transpose(2, 3)[..., 6:]
+    mixed = torch.cat([mixed, weights.T @ depth_and_focal], -1)
     own = weights.T @ (stiffness[..., None] * weights) + prior
     own = own + torch.diag_embed(own.diagonal(dim1=2, dim2=3) * _DAMPING + _FLOOR)
     slope = (push @ weights + field @ prior)[..., None]
-    solved = torch.linalg.solve_ex(own, torch.cat([mixed, slope], -1))[0]  # (B, S, G, P + 1)
-    eliminated = (mixed.transpose(-1, -2) @ solved).sum(1)  # (B, P, P + 1)
+    solved = torch.linalg.solve_ex(own, torch.cat([mixed, slope], -1))[0]  # (B, S, G, P + E + 1)
+    eliminated = (mixed.transpose(-1, -2) @ solved).sum(1)  # (B, P + E, P + E + 1)
     square, pull = system.damped()
+    across = pose_and_focal[:, 1:].flatten(1, 2)  # (B, P, E)
+    own_focal = of_focal * (1 + _DAMPING) + _FLOOR
+    square = torch.cat([torch.cat([square, across], -1), torch.cat([across.transpose(-1, -2), own_focal], -1)], -2)
+    pull = torch.cat([pull, pull_of_focal], -2)
     change = -torch.linalg.solve_ex(square - eliminated[..., :-1], pull - eliminated[..., -1:])[0]
     deeper = -(solved[..., -1:] + solved[..., :-1] @ change[:, None])[..., 0]
-    return _stepped(poses, change), field + deeper.nan_to_num().clamp(-_DEEPEST, _DEEPEST)
+    longer = change[:, -1, 0].nan_to_num().clamp(-_DEEPEST, _DEEPEST) if sought else 0.0
+    return (
+        _stepped(poses, change[:, : change.shape[1] - sought]),
+        field + deeper.nan_to_num().clamp(-_DEEPEST, _DEEPEST),
+        zoom + longer,
+    )
+
+
+def _by_focal(
+    view: _View,
+    slopes: torch.Tensor,
+    by_pose: torch.Tensor,
+    points: torch.Tensor,
+    target_from_source: torch.Tensor,
+    source: torch.Tensor,
+    target: torch.Tensor,
+) -> torch.Tensor:
+    """How the colours under pixels change as both cameras' focal lengths grow by a factor: `(B, Q, 3, N)`.
+
+    The target draws a point farther from its centre; the source had seen it nearer to its axis. Slopes `(B, Q, 2, 3, N)`, `by_pose` `(B, Q, 6, 3, N)`,
+    points in the target's camera `(B, Q, 3, N)`, motions `(B, Q, 4, 4)`.
+    """
+    outward = points[:, :, :2] / points[:, :, 2:].clamp_min(1e-3) * view.focal[:, target][..., None]
+    inward = target_from_source[..., :3, :2] @ view.points[:, source, :2]
+    return (slopes * outward[:, :, :, None]).sum(2) - (by_pose[:, :, 3:] * inward[:, :, :, None]).sum(2)
 
 
 def _by_motion(slopes: torch.Tensor, focal: torch.Tensor, points: torch.Tensor) -> torch.Tensor:

@@ -205,6 +205,8 @@ _PRESETS = (
             # patches of 16 pixels see a motion to within some pixels; the pictures know better
             "pose_refinement_sizes": [12, 24],
             "pose_refinement_depth_grid": [6, 8],
+            "pose_refinement_focal_spread": 0.06,
+            "pose_refinement_depth_per_focal": 0.5,
             "num_scene_tokens": 64,
             # twice the encoder's width: a projector that starts as a linear map keeps all of it
             "projector_hidden_size": 384,
@@ -216,7 +218,7 @@ _PRESETS = (
             "num_grounding_queries": 64,
             "grounding_neighbors": [8, 16, 32],
         },
-        num_frames=4,
+        num_frames=12,
         shortest_edge=96,
         # learned by `learn_merges(room_texts(seed=3, count=60), 762)`: every word of the rooms is one token
         merges="nano_merges.json",

@@ -1,6 +1,7 @@
 """Configuration of a Vid-LLM checkpoint. Imports no torch."""
 
 import difflib
+import math
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -86,6 +87,9 @@ class VidLLMConfig(PreTrainedConfig):
         pose_refinement_window (`int`): Ours: frames further apart are not compared.
         pose_refinement_depth_grid (`list[int]`): Ours: rows and columns of a grid of factors by which depth may bend while poses are refined; see
             `refine_poses_and_depth`. Empty (the default): depth stays as the network gives it.
+        pose_refinement_focal_spread (`float`): Ours: by about how much (natural logarithm) predicted focal lengths are off; their common factor is found
+            with poses and depth. 0 (the default): they stay as the network gives them.
+        pose_refinement_depth_per_focal (`float`): Ours: the power of that factor by which depth and camera ways follow.
         align_room_to_walls (`bool`): Ours: whether the heading of the room frame is read off the reconstruction's walls; see `turn_to_walls`.
         num_scene_tokens (`int`): Scene-token slots N per video.
         voxel_size_m (`float`): Edge of the smallest pooling voxel, metres.
@@ -199,6 +203,8 @@ class VidLLMConfig(PreTrainedConfig):
     pose_refinement_steps: int = 8
     pose_refinement_window: int = 8
     pose_refinement_depth_grid: list[int] | None = None
+    pose_refinement_focal_spread: float = 0.0
+    pose_refinement_depth_per_focal: float = 1.0
     align_room_to_walls: bool = False
     # scene tokens
     num_scene_tokens: int = 3072
@@ -306,6 +312,12 @@ class VidLLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"pose_refinement_depth_grid: wanted at least 2 rows and 2 columns, and pose_refinement_sizes; got {grid} and "
                 f"{self.pose_refinement_sizes}"
+            )
+        spread, power = self.pose_refinement_focal_spread, self.pose_refinement_depth_per_focal
+        if not (0 <= spread < math.inf and 0 <= power < math.inf) or (spread > 0 and not grid):
+            raise ValueError(
+                "pose_refinement_focal_spread, pose_refinement_depth_per_focal: wanted numbers of at least 0, and "
+                f"pose_refinement_depth_grid beside a spread; got {spread}, {power}, {grid}"
             )
         if self.projector_hidden_size is not None and not self.projector_hidden_size > 0:
             raise ValueError(

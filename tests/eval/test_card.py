@@ -234,6 +234,11 @@ def test_a_card_says_that_poses_are_refined(measured, trained):
         trained
     )
     assert "is read off the walls of its reconstruction" in body(trained)
+    assert "focal length" not in body(trained)
+    (trained / "config.json").write_text(json.dumps({**config, **more, "pose_refinement_focal_spread": 0.1}))
+    write_card(trained, [measured])
+    assert "The poses, the depth and the focal length that the network predicts are then made exact" in body(trained)
+    assert "`pose_refinement_focal_spread: 0` leaves the focal length" in body(trained)
 
 
 def test_numbers_for_the_hubs_leaderboards(measured, trained):

@@ -105,6 +105,7 @@ def test_the_document_says_everything(evaluate, undisturbed, rooms_root):
     provenance = document["provenance"]
     assert provenance["geometry"] == "predicted"
     assert provenance["pose_refinement_sizes"] == provenance["pose_refinement_depth_grid"] == []
+    assert provenance["pose_refinement_focal_spread"] == 0
     assert provenance["align_room_to_walls"] is False
     assert provenance["frames"] == FRAMES
     assert provenance["splits"] == {"scanqa": "val", "sqa3d": "test", "scanrefer": "val", "scan2cap": "val"}

@@ -368,50 +368,71 @@ def test_no_source_is_refused(tmp_path):
         initialise_from_sources("vidllm-tiny", tmp_path / "out")
 
 
-_CHILD = """
-import sys
+# Everything is imported by a first run; then one process for each folder that is named, told by its number and killed or not.
+_FORKING = """
+import os, sys
 from vidllm.train.initialise import initialise_from_sources
-print("ready", flush=True)
-initialise_from_sources("vidllm-tiny", sys.argv[1], geometry=sys.argv[2], max_shard_bytes=100_000)
-print("done", flush=True)
+def run(out):
+    initialise_from_sources("vidllm-tiny", out, geometry=sys.argv[1], max_shard_bytes=100_000)
+run(sys.argv[2])
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        run(line.strip())
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
 def test_a_kill_at_any_moment_leaves_nothing_that_loads(tmp_path, vggt):
     """The moments are spread over what a whole run takes here."""
     rng = random.Random(3)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        [sys.executable, "-c", _FORKING, str(vggt), str(tmp_path / "first")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
     def start(out):
-        child = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(out), str(vggt)], stdout=subprocess.PIPE, env=environment
-        )
-        child.stdout.readline()
-        return child
+        server.stdin.write(f"{out}\n")
+        server.stdin.flush()
+        return int(server.stdout.readline())
 
-    whole = start(tmp_path / "whole")
-    begun = time.monotonic()
-    assert whole.stdout.readline() == b"done\n"
-    duration = time.monotonic() - begun
-    assert whole.wait() == 0
-    killed = 0
-    for number in range(20):
-        if killed == 5:
-            break
-        out = tmp_path / f"out{number}"
-        child = start(out)
-        time.sleep(rng.uniform(0.0, 0.9) * duration)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        if out.exists():
-            # it was faster than the first one: then it is complete
-            VidLLMForConditionalGeneration.from_pretrained(out)
-            continue
-        killed += 1
-        for partial in tmp_path.glob(f".{out.name}.*"):
-            with pytest.raises(OSError, match=r"no file named model\.safetensors"):
-                VidLLMForConditionalGeneration.from_pretrained(partial)
-    assert killed == 5
+    def ended():
+        """Exit status as the system tells it: 0, or the signal."""
+        return int(server.stdout.readline())
+
+    try:
+        start(tmp_path / "second")
+        begun = time.monotonic()
+        assert ended() == 0
+        duration = time.monotonic() - begun
+        killed = 0
+        for number in range(20):
+            if killed == 5:
+                break
+            out = tmp_path / f"out{number}"
+            child = start(out)
+            time.sleep(rng.uniform(0.0, 0.9) * duration)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            status = ended()
+            if out.exists():
+                # it was faster than the first one: then it is complete
+                VidLLMForConditionalGeneration.from_pretrained(out)
+                continue
+            assert status == signal.SIGKILL
+            killed += 1
+            for partial in tmp_path.glob(f".{out.name}.*"):
+                with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+                    VidLLMForConditionalGeneration.from_pretrained(partial)
+        assert killed == 5
+    finally:
+        server.stdin.close()
+        assert server.wait() == 0
 
 
 # ---------------------------------------------------------------------- files

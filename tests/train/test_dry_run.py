@@ -180,7 +180,7 @@ def test_frames_are_those_of_the_recipe_or_of_the_checkpoint(tmp_path):
     for model in ("vidllm-nano", str(nano)):
         assert run_shape(model, rooms).size_hw == rooms.size_hw == (96, 128)
         assert run_shape(model, dataclasses.replace(rooms, size_hw=(120, 240))).size_hw == (96, 192)
-        assert (run_shape(model, None).size_hw, run_shape(model, None).num_frames) == ((96, 128), 4)
+        assert (run_shape(model, None).size_hw, run_shape(model, None).num_frames) == ((96, 128), 12)
     assert run_shape("vidllm-7b", None).size_hw == (518, 686)
     processor = build_untrained("vidllm-nano")[1]
     processor.video_processor.size = {"shortest_edge": 208}

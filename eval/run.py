@@ -138,6 +138,7 @@ def run_evaluation(
             "pose_refinement_sizes": list(loaded.config.pose_refinement_sizes),
             "pose_refinement_depth_grid": list(loaded.config.pose_refinement_depth_grid),
             "pose_refinement_focal_spread": loaded.config.pose_refinement_focal_spread,
+            "pose_refinement_depth_per_focal": loaded.config.pose_refinement_depth_per_focal,
             "align_room_to_walls": loaded.config.align_room_to_walls,
             "frames": frames,
             "batch_size": batch_size,

@@ -184,11 +184,12 @@ def _check_settings(sizes: tuple[int, ...] | list[int], steps: int, window: int)
 def refine_reconstruction(
     recon: VidLLMReconstruction, frames: torch.Tensor, geometry: dict | None, config: VidLLMConfig
 ) -> None:
-    """Make what a network predicts exact against the pictures, in place; poses and depth that were given stay as they are.
+    """Make what a network predicts exact against the pictures, in place; what was given stays as it is, and a focal length beside given poses or depth.
 
     Args:
         recon (`VidLLMReconstruction`): Of B videos of one size; its `cam_from_world` `(B, S, 4, 4)`, `intrinsics_px` `(B, S, 3, 3)`, `depth`
-            `(B, S, H, W)`, `points_world` `(B, S, H, W, 3)` and `scale` `(B,)` are replaced.
+            `(B, S, H, W)`, `points_world` `(B, S, H, W, 3)` and `scale` `(B,)` are replaced. A unit is kept but for the power of a focal factor that
+            `pose_refinement_depth_per_focal` says.
         frames (`torch.Tensor` of shape `(B, S, 3, H, W)`): Pictures, in any affine scale of intensity.
         geometry (`dict`, *optional*): What was given, see `check_given_geometry`.
         config (`VidLLMConfig`): Its `pose_refinement_...` fields are read.

@@ -23,6 +23,7 @@ from .grounding_vidllm import VidLLMGroundingDecoder, place_proposals
 from .metric_depth_vidllm import VidLLMMetricDepth
 from .outputs_vidllm import VidLLMModelOutput, VidLLMOutput
 from .pose_refinement_vidllm import refine_reconstruction
+from .prefix_attention_vidllm import decode_packed
 from .prompt_vidllm import (
     check_placeholders,
     embed_prompt,
@@ -484,20 +485,17 @@ class VidLLMModel(VidLLMPreTrainedModel):
         if position_ids is None and is_token_mask(attention_mask):
             position_ids = position_ids_from_mask(attention_mask)[:, -inputs_embeds.shape[1] :]
 
-        rows_embeds, rows_mask = inputs_embeds, attention_mask
-        if plan is not None:
-            rows_embeds, position_ids = plan.pack(inputs_embeds), plan.position_ids(attention_mask)
-            rows_mask, use_cache = plan.language_mask(attention_mask, self.language_model, inputs_embeds.dtype), False
-        decoded = self.language_model(
-            inputs_embeds=rows_embeds,
-            attention_mask=rows_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        if plan is not None:
-            decoded.last_hidden_state = plan.unpack(decoded.last_hidden_state)
+        if plan is None:
+            decoded = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        else:
+            decoded = decode_packed(self.language_model, plan, inputs_embeds, attention_mask, kwargs)
         output.last_hidden_state = decoded.last_hidden_state
         output.past_key_values = decoded.past_key_values
         output.hidden_states = decoded.hidden_states

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerControl, TrainingArguments
 
 from vidllm.train.held_out import HeldOut, held_out_terms
+from vidllm.train.muon import IS_MUON, MuonWithAdamW, linear_weights
 
 
 # What is read on the host anyway.
@@ -34,6 +35,7 @@ class CountedTrainer(Trainer):
         model (`nn.Module`): What is trained.
         args (`TrainingArguments`): With `remove_unused_columns=False`; one process per device.
         learning_rate_factors (`Mapping[str, float]`, *optional*): Regular expression of parameter names to a factor of their learning rate.
+        optimizer_name (`str`): `adamw`, or `muon` for the weights of linear layers and AdamW for the rest.
         held_out (`HeldOut`, *optional*): What `evaluate` looks at, with its own collator.
         **kwargs: As of `Trainer`: `train_dataset`, `data_collator`, `processing_class`, `callbacks`, ...
 
@@ -59,6 +61,7 @@ class CountedTrainer(Trainer):
         model: nn.Module,
         args: TrainingArguments,
         learning_rate_factors: Mapping[str, float] | None = None,
+        optimizer_name: str = "adamw",
         held_out: HeldOut | None = None,
         **kwargs: Any,
     ):
@@ -70,6 +73,7 @@ class CountedTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         self.held_out_collator = self.data_collator if held_out is None else held_out.collator
         self.learning_rate_factors = dict(learning_rate_factors or {})
+        self.optimizer_name = optimizer_name
         self._names: list[str] | None = None
         self._unchecked: list[_NumbersOnTheirWay] = []
         self._step_ids: list[str] = []
@@ -408,7 +412,7 @@ class CountedTrainer(Trainer):
     # ------------------------------------------------------------------ optimizer
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with groups by weight decay and learning rate.
+        """AdamW, or Muon with AdamW, with groups by weight decay and learning rate.
 
         Args:
             model (`nn.Module`, *optional*): Whose parameters; by default the trainer's.
@@ -424,7 +428,11 @@ class CountedTrainer(Trainer):
         """
         if self.optimizer is None:
             maker, settings = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
-            self.optimizer = maker(self.parameter_groups(model or self.model, settings["lr"]), **settings)
+            groups = self.parameter_groups(model or self.model, settings["lr"])
+            if self.optimizer_name == "muon":
+                settings.pop("fused", None)
+                maker = MuonWithAdamW
+            self.optimizer = maker(groups, **settings)
         return self.optimizer
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
@@ -443,7 +451,8 @@ class CountedTrainer(Trainer):
         Source:
             Ours.
         """
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        matrices = linear_weights(model) if self.optimizer_name == "muon" else set()
+        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         used: set[str] = set()
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
@@ -452,14 +461,17 @@ class CountedTrainer(Trainer):
             used.add(fits)
             factor = 1.0 if fits is None else self.learning_rate_factors[fits]
             decay = self.args.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((factor, decay), []).append(parameter)
+            groups.setdefault((factor, decay, id(parameter) in matrices), []).append(parameter)
         unused = [expression for expression in self.learning_rate_factors if expression not in used]
         if unused:
             raise ValueError(
                 f"learning_rate_factors: wanted names of trained parameters; nothing is left for {', '.join(unused)}"
             )
         order = sorted(groups, key=lambda key: (key[0] != 1.0, key))
-        return [{"params": groups[key], "lr": learning_rate * key[0], "weight_decay": key[1]} for key in order]
+        made = [{"params": groups[key], "lr": learning_rate * key[0], "weight_decay": key[1]} for key in order]
+        if matrices:
+            made = [{**group, IS_MUON: key[2]} for group, key in zip(made, order, strict=True)]
+        return made
 
 
 class _NumbersOnTheirWay:

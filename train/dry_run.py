@@ -1,7 +1,8 @@
 """What a run will need, before it is started: parameters, memory per device, steps, tokens, FLOPs. Stage 1: `dry_run_distill`.
 
 The parts of the model run forward and backward on fake tensors, which have shapes and no values: what autograd keeps is added up as it is kept, FLOPs as they
-are counted. Only the pooling of scene tokens, whose work depends on values, is stood in for by its matrix products.
+are counted. Only the pooling of scene tokens, whose work depends on values, is stood in for by its matrix products. Prompts stand in rows with a mask, as they
+do but on a CPU; the optimizer is taken for AdamW.
 
 Shapes: B videos, S frames, H W pixels, P patches per frame, N scene-token slots, Q prompts, D language-model width.
 """

@@ -152,7 +152,7 @@ def sentence_of(instance: np.ndarray, object_labels: np.ndarray) -> str:
 
     Args:
         instance (`np.ndarray` of shape `(H, W)`, uint8): Object id, `BACKGROUND` = none.
-        object_labels (`np.ndarray` of shape `(objects, 2)`, int64): Category and colour (-1 = none) by object id.
+        object_labels (`np.ndarray` of shape `(objects, 2 or more)`, int64): Category, colour (-1 = none) and more by object id.
 
     Returns:
         `str`
@@ -166,7 +166,7 @@ def sentence_of(instance: np.ndarray, object_labels: np.ndarray) -> str:
     seen = [number for number in np.argsort(-pixels, kind="stable").tolist() if pixels[number] >= least][:MOST_THINGS]
     names = []
     for number in seen:
-        category, colour = object_labels[number].tolist()
+        category, colour, *_ = object_labels[number].tolist()
         words = ([] if colour < 0 else [COLOUR_NAMES[colour]]) + [CATEGORY_NAMES[category]]
         article = "an" if words[0][0] in "aeiou" else "a"
         names.append(" ".join([article, *words]))

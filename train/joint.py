@@ -397,6 +397,7 @@ def train_joint(
             freeze_geometry=not data.has_geometry,
             train_only=chosen.train_only,
             learning_rate_factors=chosen.learning_rate_factors,
+            optimizer_name=chosen.optimizer,
             train_dataset=data.visits,
             data_collator=data.collator,
             held_out=data.held_out,

@@ -68,7 +68,8 @@ class LocLabels:
         with torch.autocast(device_type=labels.device.type, enabled=False):
             states = output.last_hidden_state[prompt, column].float()
             states = torch.nn.functional.layer_norm(states, states.shape[-1:])
-            parts = (states @ label_codes(states.shape[-1], states.device).T).split([NUM_CATEGORIES, NUM_COLOURS], -1)
+            codes = label_codes(states.shape[-1], states.device)[: NUM_CATEGORIES + NUM_COLOURS]
+            parts = (states @ codes.T).split([NUM_CATEGORIES, NUM_COLOURS], -1)
             sums = [
                 torch.nn.functional.cross_entropy(part, labels[:, which], ignore_index=IGNORED_LABEL, reduction="sum")
                 for which, part in enumerate(parts)

@@ -20,6 +20,7 @@ from vidllm.train.room_source import RoomsSettings
 PRECISIONS = ("float32", "bfloat16")
 # Weights of losses on what only rooms know.
 ROOM_LOSSES = ("dense_labels", "loc_labels", "dense_matching")
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "constant_with_warmup")
 
 
@@ -46,6 +47,7 @@ class JointRecipe:
         steps (`int`): Optimizer steps.
         batch_size (`int`): Scenes per process and forward.
         accumulation (`int`): Forwards per step.
+        optimizer (`str`): `adamw`, or `muon`: `torch.optim.Muon` for the weights of linear layers, AdamW for the rest.
         learning_rate (`float`): At its highest.
         learning_rate_factors (`Mapping[str, float]`): Regular expression of parameter names to a factor of their learning rate; the first that is found counts.
         schedule (`str`): `cosine` or `linear` to zero, or `constant_with_warmup`.
@@ -101,6 +103,7 @@ class JointRecipe:
     steps: int = 1000
     batch_size: int = 1
     accumulation: int = 1
+    optimizer: str = "adamw"
     learning_rate: float = 1e-4
     learning_rate_factors: Mapping[str, float] = field(default_factory=dict)
     schedule: str = "cosine"
@@ -150,6 +153,7 @@ class JointRecipe:
         for name, known in (
             ("precision", PRECISIONS),
             ("weights_dtype", PRECISIONS),
+            ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("frame_choice", ("uniform", "max_coverage", "random")),
             ("reply_choice", ("first", "random")),
@@ -283,7 +287,8 @@ def nano_perception() -> JointRecipe:
         prompts_per_scene=1,
         steps=1800,
         batch_size=8,
-        learning_rate=8e-4,
+        optimizer="muon",
+        learning_rate=1.5e-3,
         learning_rate_factors={r"reconstruction\.(tokens|frame_blocks|global_blocks)": 0.1},
         warmup=0.02,
         betas=(0.9, 0.95),

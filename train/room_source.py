@@ -31,18 +31,21 @@ from vidllm.processing.benchmarks.frames import SceneFrames
 from vidllm.processing.rooms import layout
 from vidllm.processing.rooms.furniture import CATEGORIES
 from vidllm.processing.rooms.language import speak_about
-from vidllm.processing.rooms.layout import SPLIT_NUMBERS, make_room
-from vidllm.processing.rooms.materials import COLOURS
+from vidllm.processing.rooms.layout import SPLIT_NUMBERS, RoomObject, make_room
+from vidllm.processing.rooms.materials import COLOURS, NAMED_PATTERNS
 from vidllm.processing.rooms.placing import LEVELS
+from vidllm.processing.rooms.questions import PATTERNED
 from vidllm.processing.rooms.render import RoomRenderer, visibility
 from vidllm.processing.rooms.samples import balanced_kinds, room_boxes, room_samples
 from vidllm.processing.rooms.scene_graph import SceneGraph
 from vidllm.processing.samples import Sample
 from vidllm.train.collator import keyed_generator
-from vidllm.train.plain_prompts import plain_samples
+from vidllm.train.plain_prompts import chosen_plain, plain_samples
 
 
-CATEGORY_NAMES, COLOUR_NAMES = tuple(CATEGORIES), tuple(COLOURS)
+CATEGORY_NAMES, COLOUR_NAMES, PATTERN_NAMES = tuple(CATEGORIES), tuple(COLOURS), NAMED_PATTERNS
+# What is known of each thing of a room.
+LABEL_KINDS = ("category", "colour", "pattern")
 # Pixels of walls, floor and ceiling.
 BACKGROUND = 255
 _MM = 1000.0
@@ -127,7 +130,8 @@ class RoomScene:
         samples (`list[Sample]`): Prompts about it.
         frames (`SceneFrames`): Sampled frames with everything that is known about them.
         instance (`np.ndarray` of shape `(S, H, W)`, uint8): Object id, `BACKGROUND` = none.
-        object_labels (`np.ndarray` of shape `(objects, 2)`, int64): Index into `CATEGORY_NAMES`, index into `COLOUR_NAMES` (-1 = no named colour).
+        object_labels (`np.ndarray` of shape `(objects, 3)`, int64): Index into `CATEGORY_NAMES`, index into `COLOUR_NAMES` (-1 = no named colour),
+            index into `PATTERN_NAMES` (-1 = none that shows).
 
     Source:
         Ours.
@@ -163,7 +167,7 @@ class RoomSource:
             for name, value in asdict(settings).items()
             if name in ("levels", "seed", "size_hw", "frames_kept", "block_size")
         }
-        wanted = json.dumps({**content, "code_sha256": _code_sha256()}, sort_keys=True)
+        wanted = json.dumps({**content, "labels": LABEL_KINDS, "code_sha256": _code_sha256()}, sort_keys=True)
         note = self.cache_dir / "settings.json"
         with open(self.cache_dir / "settings.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -230,10 +234,7 @@ class RoomSource:
             num_frames = len(frames.rgb)
             kept = np.linspace(0, num_frames - 1, settings.frames_kept or num_frames).round().astype(int)
             instance = frames.instance[kept]
-            labels = [
-                [CATEGORY_NAMES.index(t.category), -1 if t.colour is None else COLOUR_NAMES.index(t.colour)]
-                for t in room.objects
-            ]
+            labels = [_labels_of(thing) for thing in room.objects]
             for key, value in {
                 "rgb": frames.rgb[kept],
                 # Half a millimetre is far below what a model of this size could learn.
@@ -256,6 +257,17 @@ class RoomSource:
         return CachedRoom(
             self.block_path(index // self.settings.block_size), index % self.settings.block_size, self.cache_dir
         )
+
+
+def _labels_of(thing: RoomObject) -> list[int]:
+    """Category, colour and pattern of a thing; -1 where it has no name. A pattern counts where questions ask for it."""
+    colour = -1 if thing.colour is None else COLOUR_NAMES.index(thing.colour)
+    shows = colour >= 0 and thing.kind == "floor" and thing.category in PATTERNED
+    return [
+        CATEGORY_NAMES.index(thing.category),
+        colour,
+        PATTERN_NAMES.index(thing.pattern) if shows else -1,
+    ]
 
 
 def _code_sha256() -> str:
@@ -399,17 +411,20 @@ class RoomScenes(torch.utils.data.Dataset):
         return RoomScene(samples, frames, instance, room.object_labels)
 
     def _plain_prompts(self, room: CachedRoom, instance: np.ndarray, rng: np.random.Generator) -> list[Sample]:
-        """Some plain prompts, evenly of all."""
-        names = [(CATEGORY_NAMES[c], None if h < 0 else COLOUR_NAMES[h]) for c, h in room.object_labels.tolist()]
+        """Some plain prompts, evenly by kind."""
+        names = (CATEGORY_NAMES, COLOUR_NAMES, PATTERN_NAMES)
+        things = [
+            tuple(None if value < 0 else known[value] for known, value in zip(names, labels, strict=True))
+            for labels in room.object_labels.tolist()
+        ]
         boxes = {
             row["object_ids"][0]: np.asarray(row["boxes_annotation"], dtype=np.float64)[0]
             for row in room.rows
             if row["task"] == "ground"
         }
         pixels = np.bincount(instance.reshape(-1), minlength=BACKGROUND + 1)
-        found = plain_samples(room.scene_id, names, pixels, boxes, rng, str(room.data_root))
-        chosen = rng.permutation(len(found))[: self.source.settings.plain_prompts]
-        return [found[number] for number in sorted(chosen)]
+        found = plain_samples(room.scene_id, things, pixels, boxes, rng, str(room.data_root))
+        return chosen_plain(found, self.source.settings.plain_prompts, rng)
 
     def _prompts(self, rows: list[dict], rng: np.random.Generator) -> list[dict]:
         """Prompts of a visit: a task by its share, a kind of question evenly among those that the room has, then one of that kind."""
@@ -533,6 +548,8 @@ __all__ = [
     "BACKGROUND",
     "CATEGORY_NAMES",
     "COLOUR_NAMES",
+    "LABEL_KINDS",
+    "PATTERN_NAMES",
     "CachedRoom",
     "RoomMakers",
     "RoomScene",

@@ -27,7 +27,7 @@ QUESTION_KINDS = (
     "comparison",
 )
 # Small or cluttered surfaces do not show their pattern.
-_PATTERNED = tuple(name for name in FLOOR_CATEGORIES if name not in ("bookshelf", "plant", "stool", "trash can"))
+PATTERNED = tuple(name for name in FLOOR_CATEGORIES if name not in ("bookshelf", "plant", "stool", "trash can"))
 _PLACED = tuple(name for name, category in FLOOR_CATEGORIES.items() if not category.hugs_wall)
 _PHRASES = {
     "colour": ("What color is the {0}?", "What is the color of the {0}?", "Which color does the {0} have?"),
@@ -78,7 +78,7 @@ def _attributes(graph: SceneGraph, rng: np.random.Generator) -> list[Question]:
             )
         name = graph.name(thing)
         large = graph.visibility.spread[thing.object_id] >= 4 * 50
-        if name is not None and thing.kind == "floor" and thing.category in _PATTERNED and large:
+        if name is not None and thing.kind == "floor" and thing.category in PATTERNED and large:
             text = _phrase(rng, "pattern", name)
             subjects = (thing.category, thing.colour)
             found.append(

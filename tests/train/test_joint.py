@@ -100,9 +100,10 @@ class StopAt(TrainerCallback):
         control.should_training_stop = state.global_step == self.step
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(cache, tmp_path, monkeypatch, optimizer):
     settings = [
-        "steps=8", "save_every=5", "accumulation=2", "dense_labels=0", "rooms.num_rooms=16", f"rooms_cache={cache}", "keep_checkpoints=9",
+        f"optimizer={optimizer}", "steps=8", "save_every=5", "accumulation=2", "dense_labels=0", "rooms.num_rooms=16", f"rooms_cache={cache}", "keep_checkpoints=9",
     ]  # fmt: skip
     recipe = chosen_recipe("debug", settings)
     train_joint(recipe, tmp_path / "whole", use_cpu=True)

@@ -12,20 +12,33 @@ import torch
 
 from vidllm.processing.benchmarks.load import load_benchmark
 from vidllm.processing.rooms.language import compose_split, speak_about
-from vidllm.processing.rooms.layout import make_room
+from vidllm.processing.rooms.layout import SPLIT_NUMBERS, make_room
+from vidllm.processing.rooms.questions import PATTERNED
 from vidllm.processing.rooms.render import visibility
 from vidllm.processing.rooms.samples import room_boxes, room_samples
 from vidllm.processing.rooms.scene_graph import SceneGraph
 from vidllm.processing.rooms.write import write_rooms
 from vidllm.processing.samples import Sample
 from vidllm.train.collator import IGNORED_LABEL, model_inputs
-from vidllm.train.dense_labels import NUM_CATEGORIES, DenseLabels, RoomCollator, label_codes, loc_labels, patch_labels
+from vidllm.train.dense_labels import (
+    NOTHING,
+    NUM_CATEGORIES,
+    NUM_COLOURS,
+    DenseLabels,
+    RoomCollator,
+    label_codes,
+    loc_labels,
+    patch_labels,
+    patch_things,
+    patch_weights,
+)
 from vidllm.train.initialise import build_untrained
 from vidllm.train.loc_labels import LocLabels
 from vidllm.train.room_source import (
     BACKGROUND,
     CATEGORY_NAMES,
     COLOUR_NAMES,
+    PATTERN_NAMES,
     RoomMakers,
     RoomScenes,
     RoomSource,
@@ -215,25 +228,69 @@ def test_bad_settings_are_named(change, message):
         RoomsSettings(**change)
 
 
-def test_patch_labels_equal_the_loop():
+def test_patch_labels_and_weights_equal_the_loop():
     rng = np.random.default_rng(0)
-    instance = rng.choice([0, 1, 2, BACKGROUND], size=(2, 8, 12), p=[0.1, 0.1, 0.1, 0.7]).astype(np.uint8)
+    instance = rng.choice([0, 1, 2, BACKGROUND], size=(2, 8, 12), p=[0.15, 0.1, 0.1, 0.65]).astype(np.uint8)
     instance[0, :4, :4], instance[1, 4:, 8:], instance[1, :4, 4:8] = 0, 1, 2
-    instance[1, 4:6, 8:10] = BACKGROUND  # three quarters are left
-    labels = np.array([[3, 5], [7, -1], [0, 9]])
-    got = patch_labels(instance, labels, 4)
+    instance[1, 4:, 8:10] = BACKGROUND  # half a thing is left, and counts
+    instance[0, 4:, :8] = BACKGROUND
+    instance[0, 4, 0] = 2  # one pixel of sixteen is too few to be seen
+    labels = np.array([[3, 5, 2], [7, -1, -1], [0, 9, -1]])
+    things = patch_things(instance, len(labels), 4)
+    got, weights = patch_labels(things, labels), patch_weights(things)
     for frame in range(2):
+        wanted = []
         for row in range(2):
             for column in range(3):
                 values = instance[frame, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4].ravel().tolist()
-                (most, count), *_ = Counter(values).most_common()
-                wanted = [IGNORED_LABEL, IGNORED_LABEL]
-                if count / 16 >= 0.6:
-                    category, colour = (len(CATEGORY_NAMES), -1) if most == BACKGROUND else labels[most]
-                    wanted = [category, colour if colour >= 0 else IGNORED_LABEL]
-                assert got[frame, row * 3 + column].tolist() == wanted
-    assert got[0, 0].tolist() == [3, 5]
-    assert got[1, 5].tolist() == [7, IGNORED_LABEL]
+                counts = Counter(values)
+                most = max(range(3), key=lambda number: counts[number])
+                known = IGNORED_LABEL
+                if counts[most] / 16 >= 0.3:
+                    known = most
+                if counts[BACKGROUND] / 16 >= 0.9:
+                    known = NOTHING
+                wanted.append(known)
+        assert things[frame].tolist() == wanted
+        for patch, known in enumerate(wanted):
+            if known == IGNORED_LABEL:
+                assert got[frame, patch].tolist() == [IGNORED_LABEL] * 3
+                assert weights[frame, patch] == 0
+                continue
+            told = [len(CATEGORY_NAMES), -1, -1] if known == NOTHING else labels[known]
+            assert got[frame, patch].tolist() == [value if value >= 0 else IGNORED_LABEL for value in told]
+            assert weights[frame, patch] == pytest.approx(wanted.count(known) ** -0.5)
+    assert got[0, 0].tolist() == [3, 5, 2]
+    assert got[1, 5].tolist() == [7, IGNORED_LABEL, IGNORED_LABEL]
+    assert got[0, 3].tolist() == got[0, 4].tolist() == [len(CATEGORY_NAMES), IGNORED_LABEL, IGNORED_LABEL]
+    assert weights[0, 3] == weights[0, 4] == pytest.approx(2**-0.5)
+
+
+def test_labels_of_things_are_those_of_the_room(source):
+    for number in (0, 4, 8):
+        room = source.room(number)
+        names = [[CATEGORY_NAMES[c], h, p] for c, h, p in room.object_labels.tolist()]
+        level = source.level(number // 3)
+        things = make_room(5, SPLIT_NUMBERS["train"][number], level).objects
+        assert len(things) == len(names)
+        for thing, (category, colour, pattern) in zip(things, names, strict=True):
+            assert thing.category == category
+            assert (None if colour < 0 else COLOUR_NAMES[colour]) == thing.colour
+            if pattern >= 0:
+                assert PATTERN_NAMES[pattern] == thing.pattern
+                assert thing.kind == "floor"
+            else:
+                assert thing.colour is None or thing.kind != "floor" or thing.category not in PATTERNED
+
+
+def test_a_cache_without_patterns_is_not_read(tmp_path):
+    RoomSource(RoomsSettings(**SETTINGS), tmp_path)
+    note = tmp_path / "settings.json"
+    old = json.loads(note.read_text())
+    assert old.pop("labels") == ["category", "colour", "pattern"]
+    note.write_text(json.dumps(old, sort_keys=True))
+    with pytest.raises(ValueError, match="wanted rooms of the settings"):
+        RoomSource(RoomsSettings(**SETTINGS), tmp_path)
 
 
 def test_codes_are_orthonormal_and_the_loss_knows_the_right_class():
@@ -241,19 +298,29 @@ def test_codes_are_orthonormal_and_the_loss_knows_the_right_class():
     torch.testing.assert_close(codes @ codes.T, torch.eye(len(codes)), atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="encoder width of at least"):
         label_codes(16)
-    labels = torch.tensor([[[[2, 1], [NUM_CATEGORIES - 1, IGNORED_LABEL]]]])
-    tokens = torch.stack([codes[2] + codes[NUM_CATEGORIES + 1], codes[NUM_CATEGORIES - 1]])[None, None]
-    batch = {"targets": {"patch_labels": labels}}
+    labels = torch.tensor([[[[2, 1, 3], [NUM_CATEGORIES - 1, IGNORED_LABEL, IGNORED_LABEL]]]])
+    pattern = codes[NUM_CATEGORIES + NUM_COLOURS + 3]
+    tokens = torch.stack([codes[2] + codes[NUM_CATEGORIES + 1] + pattern, codes[NUM_CATEGORIES - 1]])[None, None]
+    weights = torch.tensor([[[0.5, 1.0]]])
+    batch = {"targets": {"patch_labels": labels, "patch_weights": weights}}
     plugin = DenseLabels()
 
-    def losses(values):
+    def losses(values, batch=batch):
         output = type("Output", (), {"lang_tokens": values})()
         return {name: float(s / n) for name, (s, n) in plugin.terms(output, batch, None).items()}
 
     good, bad = losses(tokens), losses(tokens.flip(2))
-    assert plugin.counts(batch, None) == {"dense_category": 2.0, "dense_colour": 1.0}
+    assert plugin.counts(batch, None) == {"dense_category": 1.5, "dense_colour": 0.5, "dense_pattern": 0.5}
     assert good["dense_category"] < 0.5 < 3 < bad["dense_category"]
-    assert good["dense_colour"] < 0.5 < bad["dense_colour"]
+    for name in ("dense_colour", "dense_pattern"):
+        assert good[name] < 0.5 < bad[name]
+    # a weighted mean: of the two patches alone, a half and one
+    alone = [
+        losses(tokens, {"targets": {"patch_labels": labels, "patch_weights": torch.tensor([[pair]])}})
+        for pair in ([1.0, 0.0], [0.0, 1.0])
+    ]
+    mixed = (0.5 * alone[0]["dense_category"] + alone[1]["dense_category"]) / 1.5
+    assert good["dense_category"] == pytest.approx(mixed, rel=1e-5)
 
 
 def test_loc_labels_are_those_of_the_things_that_prompts_mean(source):
@@ -314,7 +381,8 @@ def test_a_batch_of_visits_goes_through_the_model(source):
     twice = next(v for v in range(1, 20) if scenes.room_of_visit[v] == scenes.room_of_visit[0])
     batch = RoomCollator(processor)([scenes[0], scenes[twice]])
     assert batch["pixel_values_videos"].shape == (2, 3, 3, *SIZE_HW)
-    assert batch["targets"]["patch_labels"].shape == (2, 3, 6, 2)
+    assert batch["targets"]["patch_labels"].shape == (2, 3, 6, 3)
+    assert batch["targets"]["patch_weights"].shape == (2, 3, 6)
     assert batch["targets"]["loc_labels"].shape == (len(batch["input_ids"]), 2)
     assert sorted(set(batch["scene_index"].tolist())) == [0, 1]
     assert batch["targets"]["camera_mask"].all()

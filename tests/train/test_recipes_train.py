@@ -106,7 +106,7 @@ def places(tmp_path_factory):
         initialise("vidllm-tiny", root / name, seed=seed)
     # as wide as the labels of patches want it
     torch.manual_seed(11)
-    wide = VidLLMForConditionalGeneration(preset("vidllm-tiny").config(vision_config={"hidden_size": 40}))
+    wide = VidLLMForConditionalGeneration(preset("vidllm-tiny").config(vision_config={"hidden_size": 48}))
     save_checkpoint(wide, build_untrained("vidllm-tiny")[1], root / "base")
     datasets.disable_progress_bars()
     return {"root": root, "clips": write_clips(root / "clips", questions=[("How many?", "two"), ("What?", "a wall")])}

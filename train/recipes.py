@@ -486,6 +486,9 @@ def nano_stage2() -> JointRecipe:
         name="nano_stage2",
         model=None,
         train_only=None,
+        # as the study of both stages was run
+        optimizer=speaking.optimizer,
+        learning_rate=speaking.learning_rate,
         learning_rate_factors={**seeing.learning_rate_factors, **speaking.learning_rate_factors},
         losses=replace(seeing.losses, weights=weights),
         loc_labels=speaking.loc_labels,

@@ -2,7 +2,8 @@
 
 A packed row with a mask costs the square of all that stands in it, though a prompt sees only the beginning and itself. Here the tokens of
 all rows stand in one flat row, in blocks: first the beginnings, then the rests in a few groups of about the same length. Everything of a
-language model but its attention works token by token and does not notice.
+language model but its attention works token by token and does not notice. The attention weights are kept for the gradients, which a fused
+kernel would compute again: faster, at the price of memory.
 
 Shapes: Q prompts, L text tokens, R scenes, N tokens of the longest beginning, T flat tokens, G prompts of a group, K tokens of its longest rest,
 H heads, V heads of keys and values, D width of a head.

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerControl, TrainingArguments
 
 from vidllm.train.held_out import HeldOut, held_out_terms
-from vidllm.train.muon import IS_MUON, MuonWithAdamW, linear_weights
+from vidllm.train.muon import IS_MUON, OPTIMIZERS, MuonWithAdamW, linear_weights
 
 
 # What is read on the host anyway.
@@ -40,7 +40,7 @@ class CountedTrainer(Trainer):
         **kwargs: As of `Trainer`: `train_dataset`, `data_collator`, `processing_class`, `callbacks`, ...
 
     Raises:
-        ValueError: The arguments drop columns, or one process would use several devices.
+        ValueError: The arguments drop columns, one process would use several devices, or the optimizer is unknown.
 
     Source:
         Upstream: huggingface/transformers `Trainer`. Ours: counts over the whole step.
@@ -66,6 +66,8 @@ class CountedTrainer(Trainer):
         **kwargs: Any,
     ):
         self.check_arguments(args)
+        if optimizer_name not in OPTIMIZERS:
+            raise ValueError(f"optimizer_name: wanted one of {', '.join(OPTIMIZERS)}; got {optimizer_name!r}")
         # It would look at every loss on the host, and hide those that are not finite.
         args.logging_nan_inf_filter = False
         if held_out is not None:
@@ -430,6 +432,7 @@ class CountedTrainer(Trainer):
             maker, settings = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
             groups = self.parameter_groups(model or self.model, settings["lr"])
             if self.optimizer_name == "muon":
+                # It would come to stand in Muon's groups too, which has no fused step.
                 settings.pop("fused", None)
                 maker = MuonWithAdamW
             self.optimizer = maker(groups, **settings)

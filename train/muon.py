@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 
+OPTIMIZERS = ("adamw", "muon")
 IS_MUON = "muon"
 
 
@@ -53,8 +54,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._parts: list[tuple[bool, torch.optim.Optimizer]] = []
         if muon:
             shared = {name: settings[name] for name in ("lr", "weight_decay") if name in settings}
-            maker = torch.optim.Muon(muon, momentum=momentum, adjust_lr_fn="match_rms_adamw", **shared)
-            self._parts.append((True, maker))
+            stepped = torch.optim.Muon(muon, momentum=momentum, adjust_lr_fn="match_rms_adamw", **shared)
+            self._parts.append((True, stepped))
         if others:
             self._parts.append((False, torch.optim.AdamW(others, **settings)))
         self._link()
@@ -98,4 +99,4 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._link()
 
 
-__all__ = ["IS_MUON", "MuonWithAdamW", "linear_weights"]
+__all__ = ["IS_MUON", "OPTIMIZERS", "MuonWithAdamW", "linear_weights"]

@@ -112,8 +112,29 @@ def plain_samples(
     return found
 
 
+def drawn_evenly(left: dict[str, list[Any]], rng: np.random.Generator) -> Any:
+    """Take one thing out of lists by kind: a kind evenly among those that are left, then one of that kind.
+
+    Args:
+        left (`dict[str, list]`): Not empty, nor any of its lists; what is drawn is removed, and a kind of which nothing is left.
+        rng (`np.random.Generator`): Draws.
+
+    Returns:
+        What was drawn.
+
+    Source:
+        Ours.
+    """
+    kinds = sorted(left)
+    kind = kinds[int(rng.integers(len(kinds)))]
+    drawn = left[kind].pop(int(rng.integers(len(left[kind]))))
+    if not left[kind]:
+        del left[kind]
+    return drawn
+
+
 def chosen_plain(found: Sequence[Sample], count: int, rng: np.random.Generator) -> list[Sample]:
-    """Some plain prompts: a kind evenly among those that are left, then one of that kind.
+    """Some plain prompts, evenly by kind (`drawn_evenly`).
 
     Args:
         found (`Sequence[Sample]`): Of `plain_samples`.
@@ -131,12 +152,8 @@ def chosen_plain(found: Sequence[Sample], count: int, rng: np.random.Generator) 
         left.setdefault(sample.sample_id.split("/")[0], []).append(number)
     chosen: list[int] = []
     while left and len(chosen) < count:
-        kinds = sorted(left)
-        kind = kinds[int(rng.integers(len(kinds)))]
-        chosen.append(left[kind].pop(int(rng.integers(len(left[kind])))))
-        if not left[kind]:
-            del left[kind]
+        chosen.append(drawn_evenly(left, rng))
     return [found[number] for number in sorted(chosen)]
 
 
-__all__ = ["LEAST_PIXELS", "PLAIN_KINDS", "chosen_plain", "plain_samples"]
+__all__ = ["LEAST_PIXELS", "PLAIN_KINDS", "chosen_plain", "drawn_evenly", "plain_samples"]

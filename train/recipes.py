@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from vidllm.train.held_out import HeldOutSettings, same_place
 from vidllm.train.losses import JointLossSettings
+from vidllm.train.muon import OPTIMIZERS
 from vidllm.train.presets import PRESETS
 from vidllm.train.recipe_parts import LoraSettings, MixingSchedule
 from vidllm.train.recipe_settings import check_expression, check_factors, known_name, plain, require, with_settings
@@ -20,7 +21,6 @@ from vidllm.train.room_source import RoomsSettings
 PRECISIONS = ("float32", "bfloat16")
 # Weights of losses on what only rooms know.
 ROOM_LOSSES = ("dense_labels", "loc_labels", "dense_matching")
-OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "constant_with_warmup")
 
 
@@ -59,7 +59,7 @@ class JointRecipe:
         activation_checkpointing (`bool`): Compute activations twice instead of keeping them.
         workers (`int`): Processes per training process that read data.
         losses (`JointLossSettings`): Weights and constants of the losses.
-        dense_labels (`float`): Weight of the loss on category and colour of patches; only rooms know these. 0 leaves it out.
+        dense_labels (`float`): Weight of the loss on category, colour and pattern of patches; only rooms know these. 0 leaves it out.
         loc_labels (`float`): Weight of the loss on category and colour of what a `<loc>` means; for rooms. 0 leaves it out.
         dense_matching (`float`): Weight of the loss on which patches of two frames see the same place; for rooms. 0 leaves it out.
         given_geometry (`MixingSchedule`): Schedule of true geometry.

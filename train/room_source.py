@@ -40,7 +40,7 @@ from vidllm.processing.rooms.samples import balanced_kinds, room_boxes, room_sam
 from vidllm.processing.rooms.scene_graph import SceneGraph
 from vidllm.processing.samples import Sample
 from vidllm.train.collator import keyed_generator
-from vidllm.train.plain_prompts import chosen_plain, plain_samples
+from vidllm.train.plain_prompts import chosen_plain, drawn_evenly, plain_samples
 
 
 CATEGORY_NAMES, COLOUR_NAMES, PATTERN_NAMES = tuple(CATEGORIES), tuple(COLOURS), NAMED_PATTERNS
@@ -438,12 +438,7 @@ class RoomScenes(torch.utils.data.Dataset):
             if not shares.sum():
                 break
             task = tasks[int(rng.choice(len(tasks), p=shares / shares.sum()))]
-            kinds = sorted(by_task[task])
-            kind = kinds[int(rng.integers(len(kinds)))]
-            left = by_task[task][kind]
-            chosen.append(left.pop(int(rng.integers(len(left)))))
-            if not left:
-                del by_task[task][kind]
+            chosen.append(drawn_evenly(by_task[task], rng))
             if not by_task[task]:
                 del by_task[task]
         return chosen

@@ -452,6 +452,11 @@ def test_decay_and_learning_rates_by_parameter(make_trainer):
         make_trainer(learning_rate_factors={"head_of_nothing": 0.1}).create_optimizer()
 
 
+def test_an_unknown_optimizer_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="optimizer_name: wanted one of adamw, muon; got 'moun'"):
+        make_trainer(optimizer_name="moun")
+
+
 def test_metres_are_promised_only_where_the_data_has_them_and_they_are_learned(make_trainer):
     assert make_trainer(has_metric_depth=True).model.config.is_metric
     assert not make_trainer().model.config.is_metric

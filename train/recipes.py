@@ -313,7 +313,7 @@ def nano() -> JointRecipe:
         `JointRecipe`: complete but for the model.
 
     Source:
-        Ours: few rooms and many prompts of each, because words learn by steps and by questions, and what is seen of a room costs most.
+        Ours: many prompts of few rooms, because each room is encoded once: on two cores 17 of 8 rooms are 121 prompts per second, 12 of 16 rooms 84.
     """
     weights = {"token": 2.0, "box_l1": 0.5, "box_diou": 0.5}
     losses = JointLossSettings()

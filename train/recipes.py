@@ -329,7 +329,7 @@ def nano() -> JointRecipe:
         ),
         num_frames=4,
         prompts_per_scene=9,
-        steps=2300,
+        steps=1450,
         batch_size=4,
         optimizer="muon",
         learning_rate=2e-3,

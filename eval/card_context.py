@@ -161,7 +161,7 @@ def _recipe_table(training: Sequence[Mapping[str, Any]]) -> str:
     for label, form in (("steps", "{:d}"), ("seconds_per_step", "{:.2f}"), ("hours", "{:.2f}")):
         costs = [run.get("cost") for run in training]
         if any(costs):
-            label_text = {"steps": "steps done"}.get(label, label.replace("_", " "))
+            label_text = {"steps": "steps in the log"}.get(label, label.replace("_", " "))
             rows.append([label_text, *(form.format(cost[label]) if cost else "" for cost in costs)])
     rows.append(["processes", *(str(run.get("processes", "")) for run in training)])
     for name in ("device", "vidllm", "torch", "transformers"):

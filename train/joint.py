@@ -83,6 +83,11 @@ class RunLog(TrainerCallback):
         if state.is_world_process_zero:
             drop_lines_after(self.path, state.global_step)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The last steps get a line too, however many they are."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         """Add a line."""
         if state.is_world_process_zero and logs and "loss" in logs:

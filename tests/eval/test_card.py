@@ -176,7 +176,12 @@ def test_recipe_and_cost_come_from_the_files_of_the_runs(measured, trained, tmp_
     write_card(trained, [measured], recipes=[first, second / "recipe.json"])
     text = body(trained)
     # 1 step of 2 s and 10 of 3 s; 11 of 1 s
-    for row in ("steps done | 11 | 11", "seconds per step | 2.91 | 1.00", "hours | 0.01 | 0.00", "processes | 2 | 2"):
+    for row in (
+        "steps in the log | 11 | 11",
+        "seconds per step | 2.91 | 1.00",
+        "hours | 0.01 | 0.00",
+        "processes | 2 | 2",
+    ):
         assert f"| {row} |" in text
     assert "| started from | `vidllm-tiny` | `vidllm-tiny` |" in text
     assert "0123456789ab, changed" in text
@@ -275,7 +280,7 @@ def test_every_number_of_the_sentences_is_compared(measured, trained, tmp_path):
         f"{seconds:.2f} s per scene",
         f"scanqa: {rows} rows",
         "0.9 hours of training in all",
-        "| steps done | 11 |",
+        "| steps in the log | 11 |",
         "| seconds per step | 290.91 |",
     ):
         assert text.count(sentence) == 1, sentence

@@ -101,6 +101,8 @@ def run(root, clips, out, steps, batch_size, poisoned_step=None, checkpointing=0
     Path(out, f"process-{trainer.args.process_index}.json").write_text(json.dumps(facts))
     if error is None and trainer.is_world_process_zero():
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(str(out))
+    # As every run ends. A thread of gloo may still hold a tensor of the last exchange, and to let go of it while Python ends aborts the process.
+    trainer.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

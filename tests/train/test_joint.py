@@ -133,6 +133,31 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(cache, tmp_path, mon
     assert (entry["from"], entry["changed"]) == ("checkpoint-5", [])
 
 
+def test_what_sees_learns_the_same_whether_geometry_is_given_or_predicted(cache, tmp_path):
+    """`nano_perception` gives it always: only language and boxes read it, and they are not learned there."""
+    settings = [
+        *(f"losses.weights.{name}=0" for name in ("token", "box_l1", "box_diou", "match")), "dense_matching=1", "freeze_encoder=false",
+        r"train_only=\.(encoder|adapter|reconstruction|metric_depth)\.", "rooms.num_rooms=16", f"rooms_cache={cache}",
+        "steps=3", "log_every=2",
+    ]  # fmt: skip
+    logs, weights = [], []
+    for share in (0, 1):
+        mixed = [f"given_geometry.start={share}", f"given_geometry.end={share}"]
+        trainer = train_joint(chosen_recipe("debug", settings + mixed), tmp_path / str(share), use_cpu=True)
+        logs.append(log_of(tmp_path / str(share)))
+        weights.append(trainer.model.state_dict())
+    predicted, given = weights
+    assert all(torch.equal(value, given[name]) for name, value in predicted.items())
+    assert [[line["given_geometry"] for line in lines] for lines in logs] == [[0] * 3, [1] * 3]
+    # the last steps are told too, however many they are
+    assert [line["step"] for line in logs[0]] == [1, 2, 3]
+    read = [[line["token"] for line in lines] for lines in logs]
+    assert read[0] != read[1]
+    seen = [[line["depth_regression"] for line in lines] for lines in logs]
+    assert seen[0] == seen[1]
+    assert len(set(seen[0])) == 3
+
+
 def test_debug_trains_resumes_and_leaves_a_complete_folder(tmp_path, capfd, caplog):
     out = tmp_path / "run"
     assert main(["debug", "--out", str(out), "--cpu", "--set", "dense_labels=0"]) == 0

@@ -79,7 +79,9 @@ class RunLog(TrainerCallback):
         self.path = Path(out_dir) / LOG_NAME
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the lines up to the step that the run starts from."""
+        """Keep the lines up to the step that the run starts from; what comes every so many steps comes as this run's arguments say."""
+        # transformers would go on as the checkpoint says, in silence.
+        state.compute_steps(args, state.max_steps)
         if state.is_world_process_zero:
             drop_lines_after(self.path, state.global_step)
 

@@ -174,9 +174,13 @@ def test_debug_trains_resumes_and_leaves_a_complete_folder(tmp_path, capfd, capl
     assert "did you mean 'steps'" in capfd.readouterr().err
     assert not (tmp_path / "other").exists()
 
-    assert main(["debug", "--out", str(out), "--cpu", "--resume", "--set", "dense_labels=0", "--set", "steps=4"]) == 0
-    assert "resumed with another recipe: steps: 2 -> 4" in caplog.text
-    assert [line["step"] for line in log_of(out)] == [1, 2, 3, 4]
+    further = ["dense_labels=0", "steps=7", "log_every=3", "save_every=4", "keep_checkpoints=9"]
+    further = [text for setting in further for text in ("--set", setting)]
+    assert main(["debug", "--out", str(out), "--cpu", "--resume", *further]) == 0
+    assert "resumed with another recipe: steps: 2 -> 7" in caplog.text
+    # as the recipe says now, not as the checkpoint does
+    assert [line["step"] for line in log_of(out)] == [1, 2, 3, 6, 7]
+    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-7"}
     model = VidLLMForConditionalGeneration.from_pretrained(out)
     processor = VidLLMProcessor.from_pretrained(out)
     assert model.config.is_metric

@@ -66,7 +66,7 @@ _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
 
 
 class RunLog(TrainerCallback):
-    """Writes what is logged to `log.jsonl`; a resumed run drops what was logged after its checkpoint.
+    """Writes what is logged to `log.jsonl`, the last steps included; a resumed run drops what was logged after its checkpoint and follows its own recipe.
 
     Args:
         out_dir (`Path`): Of the run.

@@ -173,7 +173,7 @@ class VidLLMCentredNorm(nn.Module):
 
     Source:
         Ours: with the statistics of batch normalisation. In training those of the batch, so that a step depends on what is in it together; in
-        evaluation, without gradient, or where its parameters are frozen, the running ones.
+        evaluation, without gradient, where its parameters are frozen, or of a single token, which centred on itself says nothing, the running ones.
     """
 
     def __init__(self, dim: int, momentum: float = 0.05, eps: float = 1e-5):
@@ -195,7 +195,8 @@ class VidLLMCentredNorm(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """`(..., dim)` float32 -> `(..., dim)`."""
         normed = nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=self.eps)
-        if self.training and torch.is_grad_enabled() and self.weight.requires_grad:
+        has_others = tokens.shape[:-1].numel() > 1
+        if self.training and torch.is_grad_enabled() and self.weight.requires_grad and has_others:
             mean = normed.flatten(0, -2).mean(dim=0)
             variance = (normed - mean).flatten(0, -2).square().mean(dim=0)
             with torch.no_grad():

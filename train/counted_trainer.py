@@ -22,6 +22,7 @@ from transformers import Trainer, TrainerControl, TrainingArguments
 
 from vidllm.train.held_out import HeldOut, held_out_terms
 from vidllm.train.muon import IS_MUON, OPTIMIZERS, MuonWithAdamW, linear_weights
+from vidllm.train.resumed_optimizer import keeping_settings
 
 
 # What is read on the host anyway.
@@ -455,26 +456,36 @@ class CountedTrainer(Trainer):
             Ours.
         """
         matrices = linear_weights(model) if self.optimizer_name == "muon" else set()
-        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
         used: set[str] = set()
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             fits = next((e for e in self.learning_rate_factors if re.search(e, name)), None)
             used.add(fits)
-            factor = 1.0 if fits is None else self.learning_rate_factors[fits]
-            decay = self.args.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((factor, decay, id(parameter) in matrices), []).append(parameter)
+            groups.setdefault((fits or "", parameter.ndim > 1, id(parameter) in matrices), []).append(parameter)
         unused = [expression for expression in self.learning_rate_factors if expression not in used]
         if unused:
             raise ValueError(
                 f"learning_rate_factors: wanted names of trained parameters; nothing is left for {', '.join(unused)}"
             )
-        order = sorted(groups, key=lambda key: (key[0] != 1.0, key))
-        made = [{"params": groups[key], "lr": learning_rate * key[0], "weight_decay": key[1]} for key in order]
-        if matrices:
-            made = [{**group, IS_MUON: key[2]} for group, key in zip(made, order, strict=True)]
+        made = []
+        # Neither number nor order of the groups hangs on a value, so that a resumed run finds its moments again whatever it changes.
+        for key in sorted(groups):
+            expression, has_decay, is_matrix = key
+            factor = self.learning_rate_factors.get(expression, 1.0)
+            decay = self.args.weight_decay if has_decay else 0.0
+            group = {"params": groups[key], "lr": learning_rate * factor, "weight_decay": decay}
+            made.append({**group, IS_MUON: is_matrix} if matrices else group)
         return made
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load moments and the place in the schedule; rates, decays and betas stay this run's, which the states would replace in silence."""
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        with keeping_settings(self.optimizer, self.lr_scheduler):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
 
 class _NumbersOnTheirWay:

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
 from vidllm.modeling_vidllm.modeling_vidllm import MODULES_NOT_TO_QUANTISE, VidLLMForConditionalGeneration
 from vidllm.processing.video_processing_vidllm import VidLLMVideoProcessor, resize_plan
-from vidllm.train.joint_trainer import base_model, freeze_for_joint
+from vidllm.train.joint_trainer import GEOMETRY_MODULES, base_model, freeze_for_joint
 from vidllm.train.lora import add_lora
 from vidllm.train.presets import PRESETS
 from vidllm.train.recipes import JointRecipe
@@ -358,7 +358,9 @@ def dry_run(
     four_bits = _four_bit_names(whole) if chosen.lora is not None and chosen.lora.four_bits else set()
     if chosen.lora is not None:
         with torch.device("meta"):
-            whole = add_lora(whole, chosen.lora, with_geometry, chosen.seed, chosen.train_only)
+            whole = add_lora(
+                whole, chosen.lora, GEOMETRY_MODULES if with_geometry else (), chosen.seed, chosen.train_only
+            )
     with FakeTensorMode(allow_non_fake_inputs=True):
         give_shapes(whole.train())
         freeze_for_joint(whole, chosen.freeze_encoder, not with_geometry, chosen.train_only)

@@ -40,6 +40,8 @@ from vidllm.train.run_folder import checkpoint_to_resume, write_recipe
 from vidllm.train.tokenizer import byte_level_tokenizer
 
 
+logger = logging.getLogger(__name__)
+
 NOTHING = "an empty corner of a room"
 MOST_THINGS, MOST_TOKENS = 6, 64
 
@@ -350,7 +352,8 @@ def train_image_text(
         callbacks=[RunLog(out_dir)],
     )  # fmt: skip
     if state.is_main_process:
-        write_recipe(chosen, out_dir, checkpoint, {"processes": state.num_processes})
+        for line in write_recipe(chosen, out_dir, checkpoint, {"processes": state.num_processes}):
+            logger.warning("resumed with another recipe: %s", line)
     state.wait_for_everyone()
     if state.is_local_main_process:
         with RoomMakers(source):

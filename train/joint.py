@@ -37,7 +37,7 @@ from vidllm.train.dense_labels import DenseLabels, RoomCollator
 from vidllm.train.dense_matching import DenseMatching
 from vidllm.train.held_out import HeldOut, HeldOutLog, held_out_rooms
 from vidllm.train.initialise import build_untrained
-from vidllm.train.joint_trainer import LossPlugin, VidLLMJointTrainer
+from vidllm.train.joint_trainer import GEOMETRY_MODULES, LossPlugin, VidLLMJointTrainer, refuse_places
 from vidllm.train.line_log import drop_lines_after
 from vidllm.train.loc_labels import LocLabels
 from vidllm.train.lora import add_lora, four_bit_settings, save_and_merge
@@ -54,7 +54,7 @@ from vidllm.train.run_folder import (
     publish,
     write_recipe,
 )
-from vidllm.train.scene_data import SceneCollator, SceneDataset, SceneVisits
+from vidllm.train.scene_data import SceneCollator, SceneDataset, SceneVisits, rows_fingerprint
 from vidllm.train.whole_weights import whole_model, whole_state
 
 
@@ -106,8 +106,9 @@ class JointData:
     Args:
         visits (`torch.utils.data.Dataset`): One item per visit of a scene, as many as the whole run needs, in order.
         collator (callable): Makes batches of them.
-        has_geometry (`bool`): Whether there are true cameras or depth.
+        has_geometry (`bool`): Whether any scene has both true cameras and depth.
         has_metric_depth (`bool`): Whether there is depth in metres.
+        num_placed (`int`): Prompts with boxes or places in metres; of rooms, where nearly every visit has some, the visits.
         plugins (`tuple[LossPlugin]`): Losses that only these data allow.
         facts (`dict`): For `recipe.json`.
         held_out (`HeldOut`, *optional*): What is not learned from.
@@ -122,6 +123,7 @@ class JointData:
     has_metric_depth: bool
     plugins: tuple[LossPlugin, ...]
     facts: dict[str, Any]
+    num_placed: int
     held_out: HeldOut | None = None
 
 
@@ -147,8 +149,9 @@ def joint_data(
     Source:
         Ours.
     """
-    if chosen.proposals is not None and config.box_output == "text":
-        raise ValueError(f'{chosen.name}: wanted a model of box_output="decoder" for proposals; got "text"')
+    for name in ("proposals", "loc_labels"):
+        if getattr(chosen, name) and config.box_output == "text":
+            raise ValueError(f'{chosen.name}: wanted a model of box_output="decoder" for {name}; got "text"')
     settings = {
         "num_frames": chosen.num_frames,
         "reply_choice": chosen.reply_choice,
@@ -177,7 +180,7 @@ def joint_data(
             plugins += (DenseMatching(chosen.dense_matching),)
         makers = RoomMakers(source) if PartialState().is_local_main_process else contextlib.nullcontext()
         with makers:
-            yield JointData(visits, collator, True, True, plugins, {}, held)
+            yield JointData(visits, collator, True, True, plugins, {}, num_visits, held)
         return
     collator = SceneCollator(processor, frame_choice=chosen.frame_choice, **settings)
     rows, weights = {}, {}
@@ -195,6 +198,7 @@ def joint_data(
     facts = {
         "data": {
             "scenes": len(scenes),
+            "fingerprint": rows_fingerprint(rows),
             "rows": {name: len(part) for name, part in rows.items()},
             "skipped": {name: skipped.summary() for name, skipped in scenes.skipped.items()},
             **({} if proposals is None else {"proposals": proposals.settings}),
@@ -206,7 +210,9 @@ def joint_data(
     if chosen.held_out is not None:
         held = _held_out_files(chosen, SceneCollator(processor, frame_choice="uniform", **settings))
         facts["data"]["held_out_scenes"] = len(held.scenes)
-    yield JointData(visits, collator, scenes.has_geometry, scenes.has_depth, (), facts, held)
+    if scenes.has_poses and not scenes.has_geometry:
+        logger.warning("%s: cameras teach nothing without depth, and no scene has both", chosen.name)
+    yield JointData(visits, collator, scenes.has_geometry, scenes.has_depth, (), facts, scenes.num_placed, held)
 
 
 def _proposals(chosen: JointRecipe, scenes: SceneDataset) -> SceneProposals | None:
@@ -391,7 +397,12 @@ def train_joint(
     with joint_data(chosen, model.config, processor, num_visits, out_dir) as data:
         was_metric = model.config.is_metric
         if chosen.lora is not None:
-            model = add_lora(model, chosen.lora, data.has_geometry, chosen.seed, chosen.train_only)
+            geometry = [
+                name
+                for name, known in zip(GEOMETRY_MODULES, (data.has_geometry, data.has_metric_depth), strict=True)
+                if known
+            ]
+            model = add_lora(model, chosen.lora, geometry, chosen.seed, chosen.train_only)
         trainer = VidLLMJointTrainer(
             model=model,
             args=args,
@@ -400,8 +411,9 @@ def train_joint(
             plugins=[*data.plugins, *plugins],
             has_metric_depth=data.has_metric_depth,
             freeze_encoder=chosen.freeze_encoder,
-            # Nothing would hold it where it is.
+            # Nothing would hold either where it is.
             freeze_geometry=not data.has_geometry,
+            freeze_metric_depth=not data.has_metric_depth,
             train_only=chosen.train_only,
             learning_rate_factors=chosen.learning_rate_factors,
             optimizer_name=chosen.optimizer,
@@ -411,6 +423,9 @@ def train_joint(
             processing_class=processor,
             callbacks=[RunLog(out_dir), HeldOutLog(out_dir), *callbacks],
         )
+        if not trainer.model_config.is_metric:
+            # Before the first step, which may hold none.
+            refuse_places(data.num_placed)
         # PEFT puts an adapter on a model that still says that its lengths are relative: boxes would be in another unit than those learned.
         has_adapter = chosen.lora is not None and trainer.model_config.is_metric == was_metric
         if state.is_main_process:

@@ -88,8 +88,32 @@ def learns_metres(model: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in part.parameters())
 
 
+def refuse_places(number: int, example: str = "") -> None:
+    """Refuse to learn boxes or places, which are in metres, with a model that gives relative lengths.
+
+    Args:
+        number (`int`): Prompts that name some.
+        example (`str`): One of them.
+
+    Raises:
+        ValueError: There is one.
+
+    Source:
+        Ours: nothing says how many metres a unit of such a reconstruction is; tokens would stand at one scale and targets at another.
+    """
+    if number:
+        raise ValueError(
+            f"trainer: wanted a model that gives metres (is_metric), or depth in the data and a trained metric depth, for boxes and places in "
+            f"metres; got a relative one and {number} such prompts{f', the first {example}' if example else ''}"
+        )
+
+
 def freeze_for_joint(
-    model: nn.Module, freeze_encoder: bool, freeze_geometry: bool = False, train_only: str | None = None
+    model: nn.Module,
+    freeze_encoder: bool,
+    freeze_geometry: bool = False,
+    train_only: str | None = None,
+    freeze_metric_depth: bool | None = None,
 ) -> list[str]:
     """Decide what is trained: everything that a loss reaches, the encoder by choice; of a model with adapters what they left trainable.
 
@@ -98,10 +122,11 @@ def freeze_for_joint(
     Args:
         model (`nn.Module`): A `VidLLMForConditionalGeneration`, or a `PeftModel` around it.
         freeze_encoder (`bool`): Whether the vision encoder stays as it is.
-        freeze_geometry (`bool`): Whether reconstruction and metric depth stay as they are, with whatever of the adapter is for them alone: without
-            true geometry in the data, weight decay is all that would change them.
+        freeze_geometry (`bool`): Whether the reconstruction stays as it is, with whatever of the adapter is for it alone: without scenes of true
+            cameras and depth, nothing would hold it where it is.
         train_only (`str`, *optional*): Regular expression of names: all other parameters stay as they are, and parts of the model without
             any other run in evaluation mode.
+        freeze_metric_depth (`bool`, *optional*): Whether the metric depth stays as it is, which depth alone teaches; by default as `freeze_geometry`.
 
     Returns:
         `list[str]`: names of the parameters that are not trained because no output depends on them.
@@ -122,8 +147,9 @@ def freeze_for_joint(
             encoder.requires_grad_(not freeze_encoder)
         encoder.freeze_unreachable()
         unreachable += [f"model.{name}.{parameter}" for parameter in encoder.unreachable_parameters]
-    for name in GEOMETRY_MODULES:
-        if freeze_geometry and getattr(core, name) is not None:
+    frozen = (freeze_geometry, freeze_geometry if freeze_metric_depth is None else freeze_metric_depth)
+    for name, is_frozen in zip(GEOMETRY_MODULES, frozen, strict=True):
+        if is_frozen and getattr(core, name) is not None:
             getattr(core, name).requires_grad_(False)
     if freeze_geometry:
         _freeze_geometry_stream(core)
@@ -189,16 +215,18 @@ class VidLLMJointTrainer(CountedTrainer):
         plugins (`Sequence[LossPlugin]`): Further losses.
         has_metric_depth (`bool`): Whether the data has depth in metres; a model that learns from it says so of its outputs, from the start.
         freeze_encoder (`bool`): Whether the vision encoder stays as it is.
-        freeze_geometry (`bool`): Whether reconstruction and metric depth stay as they are, see `freeze_for_joint`.
+        freeze_geometry (`bool`): Whether the reconstruction stays as it is, see `freeze_for_joint`.
+        freeze_metric_depth (`bool`, *optional*): Whether the metric depth does; by default as `freeze_geometry`.
         train_only (`str`, *optional*): Names of the parameters that are trained, see `freeze_for_joint`.
         learning_rate_factors (`Mapping[str, float]`, *optional*): Regular expression of parameter names to a factor of their learning rate.
         **kwargs: As of `CountedTrainer`: `train_dataset`, `data_collator`, `processing_class`, `callbacks`, `held_out`, ...
 
     Raises:
-        ValueError: The arguments drop columns, or one process would use several devices.
+        ValueError: The arguments drop columns, or one process would use several devices; while training, a batch names boxes or places in metres
+            and the model does not give metres.
 
     Source:
-        Paper: section 3.4, eq. 8.
+        Paper: section 3.4, eq. 8. Ours: boxes in metres cannot be learned among tokens at relative places.
     """
 
     share_names = ("given_geometry",)
@@ -215,11 +243,14 @@ class VidLLMJointTrainer(CountedTrainer):
         freeze_geometry: bool = False,
         train_only: str | None = None,
         learning_rate_factors: Mapping[str, float] | None = None,
+        freeze_metric_depth: bool | None = None,
         **kwargs: Any,
     ):
         # Before anything of the model is changed.
         self.check_arguments(args)
-        self.unreachable_parameters = freeze_for_joint(model, freeze_encoder, freeze_geometry, train_only)
+        self.unreachable_parameters = freeze_for_joint(
+            model, freeze_encoder, freeze_geometry, train_only, freeze_metric_depth
+        )
         config = base_model(model).config
         config.is_metric = config.is_metric or (has_metric_depth and learns_metres(model))
         has_use_cache = "use_cache" in config.__dict__
@@ -246,6 +277,14 @@ class VidLLMJointTrainer(CountedTrainer):
         """
         batch = {**batch, _FIRST_LOGIT: first_logit(batch["labels"])}
         targets = batch["targets"]
+        if not self.model_config.is_metric:
+            masks = [mask for mask in (batch.get("coord_mask"), targets.get("box_mask")) if mask is not None]
+            placed = [
+                sample
+                for number, sample in enumerate(batch["sample_ids"])
+                if any(mask[number].any() for mask in masks)
+            ]
+            refuse_places(len(placed), placed[0] if placed else "")
         known = targets["camera_mask"] & targets["depth_mask"]
         if "depth_m" not in targets:
             known = torch.zeros_like(known)
@@ -368,4 +407,5 @@ __all__ = [
     "first_logit",
     "freeze_for_joint",
     "learns_metres",
+    "refuse_places",
 ]

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ _WHOLE_MODULES = ("adapter", "scene_tokens", "point_embedding", "grounding")
 def add_lora(
     model: VidLLMForConditionalGeneration,
     settings: LoraSettings,
-    with_geometry: bool = True,
+    geometry: Collection[str] = GEOMETRY_MODULES,
     seed: int = 0,
     train_only: str | None = None,
 ) -> Any:
@@ -34,7 +34,7 @@ def add_lora(
     Args:
         model (`VidLLMForConditionalGeneration`): It is changed in place.
         settings (`LoraSettings`): Rank, scale, names of the layers.
-        with_geometry (`bool`): Whether reconstruction and metric depth are trained too.
+        geometry (`Collection[str]`): Which of `GEOMETRY_MODULES` are trained too.
         seed (`int`): Of the adapters' first values; the caller's random state is left as it was.
         train_only (`str`, *optional*): Names of the parameters that will be trained; a part without any is not saved with the adapter.
 
@@ -57,7 +57,7 @@ def add_lora(
     rows = {embedding_name: token_ids}
     if model.lm_head.weight is not embedding.weight:
         rows["lm_head"] = token_ids
-    whole = [*_WHOLE_MODULES, *(GEOMETRY_MODULES if with_geometry else ())]
+    whole = [*_WHOLE_MODULES, *geometry]
     whole = [f"model.{name}" for name in whole if _is_trained(name, getattr(core, name), train_only)]
     config = LoraConfig(
         r=settings.rank,

@@ -36,6 +36,12 @@ STATE_NAME = "trainer_state.json"
 _BEFORE_A_CHECKPOINT = {RECIPE_NAME, LOG_NAME, HELD_OUT_NAME, "rooms", "runs"}
 _NOT_FINITE = re.compile(r"^not-finite-\d+-\d+\.json$")
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+# What else a step depends on, under the names that the Trainer, FSDP and DeepSpeed save it; without it transformers would start it afresh in silence.
+_STATES = {
+    "optimizer": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
+    "schedule": ("scheduler.pt", "global_step*"),
+    "random numbers": ("rng_state*.pth",),
+}
 _PACKAGES = ("vidllm", "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "safetensors")
 # Fields that a resumed run may have differently without becoming another run.
 _FREE_FIELDS = (
@@ -110,7 +116,7 @@ def checkpoint_to_resume(out_dir: Path, resume: bool | str) -> str | None:
         `str`, or None: start anew; with `resume` because the run was killed before its first checkpoint.
 
     Raises:
-        ValueError: There is nothing to go on from, or something that would be overwritten.
+        ValueError: There is nothing to go on from, something of it is gone, or something would be overwritten.
 
     Source:
         Ours: a run that was killed while it saved leaves a checkpoint whose last file is absent, or empty; the one before it counts.
@@ -118,9 +124,11 @@ def checkpoint_to_resume(out_dir: Path, resume: bool | str) -> str | None:
     if isinstance(resume, str):
         if not _is_whole(Path(resume)):
             raise ValueError(f"--resume: wanted a folder checkpoint-N of a run; got {resume}")
+        _check_states(Path(resume))
         return resume
     last = _last_whole(out_dir)
     if resume and last is not None:
+        _check_states(last)
         return str(last)
     if resume and _is_unbegun(out_dir):
         return None
@@ -151,6 +159,15 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(state, dict) and "global_step" in state
+
+
+def _check_states(checkpoint: Path) -> None:
+    """Refuse a checkpoint that somebody took something out of."""
+    for what, names in _STATES.items():
+        if not any(True for name in names for _ in checkpoint.glob(name)):
+            raise ValueError(
+                f"--resume: wanted {names[0]} in {checkpoint}, or its {what} would start afresh; got no such file"
+            )
 
 
 def _last_whole(out_dir: Path) -> Path | None:
@@ -206,7 +223,7 @@ def write_recipe(recipe: Any, out_dir: Path, resumed_from: str | None, facts: di
         recipe (`JointRecipe`, `DistillRecipe` or `Mapping`): Resolved.
         out_dir (`Path`): Of the run.
         resumed_from (`str`, *optional*): Checkpoint that it goes on from.
-        facts (`dict`): What else is worth knowing, such as `processes` and skipped rows.
+        facts (`dict`): What else is worth knowing, such as `processes` and skipped rows; `data.fingerprint` tells whether rows are the same.
 
     Returns:
         `list[str]`: how it differs from the run that it goes on from.
@@ -225,6 +242,9 @@ def write_recipe(recipe: Any, out_dir: Path, resumed_from: str | None, facts: di
             for name, value in resolved.items()
             if old.get(name) != value and name not in _FREE_FIELDS
         ]
+        had, has = [before, *before.get("resumed", [])][-1].get("data", {}), facts.get("data", {})
+        if had.get("fingerprint", has.get("fingerprint")) != has.get("fingerprint"):
+            changed.append(f"data: other rows, or in another order: {had.get('rows')} -> {has.get('rows')}")
         entry = {"from": Path(resumed_from).name, "changed": changed, **document}
         del entry["recipe"]
         document = {**before, "recipe": resolved, "resumed": [*before.get("resumed", []), entry]}

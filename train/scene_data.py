@@ -5,8 +5,10 @@ where it stopped.
 """
 
 import copy
+import hashlib
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +59,7 @@ class SceneDataset(torch.utils.data.Dataset):
         ValueError: A number is out of range, a weight names no benchmark, or nothing can be used.
 
     Source:
-        Ours. Every prompt of a benchmark comes once before one comes twice.
+        Ours. Every prompt of a benchmark comes once before one comes twice. `num_placed` counts the usable rows with boxes or places in metres.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class SceneDataset(torch.utils.data.Dataset):
         self.num_frames = num_frames
         self._frames: dict[int, int] = {}
         self.skipped: dict[str, SkipCounter] = {}
+        self.num_placed = 0
         rows_of_scene: dict[tuple, dict[str, list[int]]] = {}
         for name, rows in self.datasets.items():
             usable, skipped = usable_rows(rows, data_root, num_frames)
@@ -92,6 +95,7 @@ class SceneDataset(torch.utils.data.Dataset):
                     continue
                 key = scene_key(sample, data_root)
                 rows_of_scene.setdefault(key, {}).setdefault(name, []).append(number)
+                self.num_placed += has_places(sample)
             self.skipped[name] = skipped
             for line in skipped.summary():
                 logger.warning("%s: of %d rows %s", name, len(rows), line)
@@ -111,10 +115,22 @@ class SceneDataset(torch.utils.data.Dataset):
         return any(open_sample(self._some_sample(scene), self.data_root).has_depth for scene in range(len(self)))
 
     @property
+    def has_poses(self) -> bool:
+        """Whether any scene has cameras."""
+        return any(self._knows_poses(scene) for scene in range(len(self)))
+
+    @property
     def has_geometry(self) -> bool:
-        """Whether any scene has depth maps or cameras."""
-        some = (self._some_sample(scene) for scene in range(len(self)))
-        return self.has_depth or any(s.poses is not None or open_sample(s, self.data_root).has_poses for s in some)
+        """Whether any scene has both depth maps and cameras: the losses on the reconstruction want both."""
+        return any(
+            self._knows_poses(scene) and open_sample(self._some_sample(scene), self.data_root).has_depth
+            for scene in range(len(self))
+        )
+
+    def _knows_poses(self, scene: int) -> bool:
+        """Whether a scene has cameras."""
+        sample = self._some_sample(scene)
+        return sample.poses is not None or open_sample(sample, self.data_root).has_poses
 
     def _some_sample(self, scene: int) -> Sample:
         """One of a scene's samples."""
@@ -187,6 +203,41 @@ class SceneDataset(torch.utils.data.Dataset):
                 order = keyed_generator(self.seed, cycle, "prompts", name, key).permutation(len(rows[name]))
                 chosen[name, rows[name][order[place]]] = None
         return [Sample.from_row(self.datasets[name][number]) for name, number in chosen]
+
+
+def rows_fingerprint(datasets: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
+    """What tells whether a resumed run reads the same conversations about the same scenes in the same order.
+
+    Args:
+        datasets (`Mapping[str, Iterable]`): Rows of `load_benchmark` by the name of the benchmark.
+
+    Returns:
+        `str`: SHA-256, in hex.
+
+    Source:
+        Ours: of names of the scenes, not of the folder that they lie in today.
+    """
+    seen = hashlib.sha256()
+    for name, rows in datasets.items():
+        for sample in map(Sample.from_row, rows):
+            seen.update(json.dumps([name, scene_key(sample)[1], sample.sample_id, sample.messages]).encode())
+    return seen.hexdigest()
+
+
+def has_places(sample: Sample) -> bool:
+    """Whether a sample's conversation holds boxes or places, which are in metres.
+
+    Args:
+        sample (`Sample`): The sample.
+
+    Returns:
+        `bool`
+
+    Source:
+        Ours.
+    """
+    has_boxes = sample.num_box_blocks > 0 and len(sample.box_block) > 0
+    return has_boxes or (sample.num_point_blocks > 0 and sample.points is not None)
 
 
 def _letters(sample: Sample) -> int:
@@ -333,4 +384,4 @@ class SceneCollator(VidLLMCollator):
         )
 
 
-__all__ = ["SceneCollator", "SceneDataset", "SceneVisit", "SceneVisits"]
+__all__ = ["SceneCollator", "SceneDataset", "SceneVisit", "SceneVisits", "has_places", "rows_fingerprint"]

@@ -22,13 +22,15 @@ from vidllm.modeling_vidllm.configuration_vidllm import VidLLMConfig
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.benchmarks.load import load_benchmark
 from vidllm.processing.processing_vidllm import VidLLMProcessor
+from vidllm.processing.samples import Sample
 from vidllm.train.collator import VidLLMCollator
 from vidllm.train.joint import log_to_stderr
-from vidllm.train.joint_trainer import VidLLMJointTrainer
+from vidllm.train.joint_trainer import VidLLMJointTrainer, refuse_places
 from vidllm.train.lora import add_lora, save_and_merge
 from vidllm.train.parameter_table import parameter_table
 from vidllm.train.recipes import LoraSettings, plain
 from vidllm.train.run_folder import ADAPTER_NAME, check_processes, checkpoint_to_resume, publish, write_recipe
+from vidllm.train.scene_data import has_places, rows_fingerprint
 from vidllm.train.whole_weights import whole_model, whole_state
 
 
@@ -141,7 +143,7 @@ def train_sft(script: SftScript, args: SFTConfig) -> VidLLMSFTTrainer:
     trained: Any = model
     lora = LoraSettings(script.lora_rank, script.lora_alpha) if script.lora_rank else None
     if lora is not None:
-        trained = add_lora(model, lora, with_geometry=False, seed=args.seed, train_only=script.train_only)
+        trained = add_lora(model, lora, geometry=(), seed=args.seed, train_only=script.train_only)
     collator = VidLLMCollator(processor, num_frames=processor.video_processor.num_frames, seed=args.seed)
     trainer = VidLLMSFTTrainer(
         model=trained,
@@ -152,6 +154,9 @@ def train_sft(script: SftScript, args: SFTConfig) -> VidLLMSFTTrainer:
         freeze_geometry=True,
         train_only=script.train_only,
     )
+    if not trainer.model_config.is_metric:
+        # Before the first step, which may hold none.
+        refuse_places(sum(has_places(Sample.from_row(row)) for row in rows))
     if trainer.is_world_process_zero():
         logger.info("sft: what is trained\n%s", parameter_table(trained, trainer.unreachable_parameters))
         arguments = {name: value for name, value in args.to_dict().items() if name not in _UNRECORDED}
@@ -166,7 +171,11 @@ def train_sft(script: SftScript, args: SFTConfig) -> VidLLMSFTTrainer:
             "accumulation": accumulation,
             **arguments,
         }
-        for line in write_recipe(record, out_dir, checkpoint, {"processes": args.world_size}):
+        facts = {
+            "data": {"rows": {"jsonl": len(rows)}, "fingerprint": rows_fingerprint({"jsonl": rows})},
+            "processes": args.world_size,
+        }
+        for line in write_recipe(record, out_dir, checkpoint, facts):
             logger.warning("resumed with other arguments: %s", line)
     trainer.accelerator.wait_for_everyone()
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -56,9 +56,26 @@ def test_statistics_stay_where_nothing_is_learned(case):
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
 
 
+def test_a_single_token_is_centred_on_what_was_seen_before_and_changes_none_of_it():
+    """Centred on itself it would be nothing, and nothing would be learned from it: one video has one token for its room."""
+    norm = VidLLMCentredNorm(16).train()
+    for seed in range(3):
+        norm(tokens_with_much_in_common() + 0.1 * torch.randn(5, 3, 16, generator=torch.Generator().manual_seed(seed)))
+    before = copy.deepcopy(norm.state_dict())
+    token = tokens_with_much_in_common()[3, :1].requires_grad_()
+    out = norm(token)
+    out.square().sum().backward()
+    assert token.grad.abs().max() > 0
+    assert norm.weight.grad.abs().max() > 0
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    assert torch.equal(out, norm.eval()(token))
+    assert out.abs().max() > 0.1
+
+
 def test_a_model_with_it_saves_its_statistics_and_is_the_same_after_loading(tmp_path):
     model = tiny_model(camera_token_norm="centred").train()
-    pixels, sizes = tiny_videos([(3, 28, 42), (2, 28, 28)])
+    # the one of another size has a token of its own for its room, which says nothing
+    pixels, sizes = tiny_videos([(3, 28, 42), (2, 28, 28), (3, 28, 42)])
     for _ in range(3):
         model.model(pixel_values_videos=pixels, video_size_shw=sizes, output_scene_tokens=False)
     model.eval().save_pretrained(tmp_path)

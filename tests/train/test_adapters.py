@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from tiny import call_metric
 from transformers import TrainerCallback
 from transformers.utils import is_bitsandbytes_available
 
@@ -48,7 +49,7 @@ def base_of(tmp_path_factory):
             small, processor = build_untrained("vidllm-tiny")
             model.generation_config = small.generation_config
             save_checkpoint(model, processor, folder)
-            folders[tied] = folder
+            folders[tied] = call_metric(folder)
         return folders[tied]
 
     return get

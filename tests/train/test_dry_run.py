@@ -43,6 +43,8 @@ def real_step(chosen, tmp_path):
     processor.video_processor.size = {"shortest_edge": size_hw[0]}
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, remove_unused_columns=False, report_to="none", dataloader_pin_memory=False)  # fmt: skip
     config = model.config
+    # rooms have boxes, in metres
+    config.is_metric = True
     if chosen.lora is not None:
         model = add_lora(model, chosen.lora, train_only=chosen.train_only)
     with joint_data(chosen, config, processor, 4, tmp_path) as data:

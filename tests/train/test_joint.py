@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory")
 # 16 rooms, 8 of them in a step; everybody is given true geometry, because voxels and neighbours are discrete.
 CUT = [
     "steps=10", "dense_labels=0", "rooms.num_rooms=16", "schedule=constant_with_warmup", "given_geometry.end=1", "save_every=100",
-    "workers=0",
+    "workers=0", "loc_labels=0.5", "dense_matching=1",
 ]  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def assert_same_run(folder, other):
     assert len(mine) == len(wanted) == 10
     for a, b in zip(mine, wanted, strict=True):
         assert set(a) == set(b)
-        assert {*TERMS, "loss", "given_geometry"} <= set(a)
+        assert {*TERMS, "loss", "given_geometry", "loc_category", "loc_colour", "dense_match"} <= set(a)
         for name in a:
             assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-7), (name, a["step"])
     mine, wanted = weights_of(folder), weights_of(other)
@@ -217,7 +217,11 @@ def make_trainer(tiny, tmp_path):
     """Trainers of fresh tiny models."""
 
     def make(**settings):
-        model = settings.pop("model", None) or build_untrained("vidllm-tiny", seed=4)[0].train()
+        model = settings.pop("model", None)
+        if model is None:
+            model = build_untrained("vidllm-tiny", seed=4)[0].train()
+            # boxes are taught to no other
+            model.config.is_metric = settings.pop("is_metric", True)
         args = TrainingArguments(
             output_dir=str(tmp_path / "trainer"), use_cpu=True, max_steps=8, remove_unused_columns=False, report_to="none",
             disable_tqdm=True, per_device_train_batch_size=2, logging_steps=1, weight_decay=0.05,
@@ -487,11 +491,16 @@ def test_an_unknown_optimizer_is_refused(make_trainer):
 
 
 def test_metres_are_promised_only_where_the_data_has_them_and_they_are_learned(make_trainer):
-    assert make_trainer(has_metric_depth=True).model.config.is_metric
-    assert not make_trainer().model.config.is_metric
-    assert make_trainer(has_metric_depth=True, train_only="metric_depth").model.config.is_metric
-    assert not make_trainer(has_metric_depth=True, train_only="language_model").model.config.is_metric
-    assert not make_trainer(has_metric_depth=True, freeze_geometry=True).model.config.is_metric
+    def says_metres(**settings):
+        return make_trainer(is_metric=False, **settings).model.config.is_metric
+
+    assert says_metres(has_metric_depth=True)
+    assert not says_metres()
+    assert says_metres(has_metric_depth=True, train_only="metric_depth")
+    assert not says_metres(has_metric_depth=True, train_only="language_model")
+    assert not says_metres(has_metric_depth=True, freeze_geometry=True)
+    # depth without cameras teaches metres alone
+    assert says_metres(has_metric_depth=True, freeze_geometry=True, freeze_metric_depth=False)
     # of what was learned before, frozen parts take nothing away
     already = build_untrained("vidllm-tiny")[0]
     already.config.is_metric = True
@@ -566,11 +575,12 @@ def test_the_decoder_chooses_among_proposals(tiny, tmp_path):
 
     config = copy.deepcopy(tiny[0].config)
     config.box_output = "text"
-    with (
-        pytest.raises(ValueError, match=r'debug: wanted a model of box_output="decoder" for proposals; got "text"'),
-        joint_data(recipe, config, tiny[1], 2, tmp_path / "run"),
-    ):
-        pass
+    for chosen, name in ((recipe, "proposals"), (chosen_recipe("debug", ["loc_labels=0.5"]), "loc_labels")):
+        with (
+            pytest.raises(ValueError, match=f'debug: wanted a model of box_output="decoder" for {name}; got "text"'),
+            joint_data(chosen, config, tiny[1], 2, tmp_path / "run"),
+        ):
+            pass
 
 
 def test_rooms_that_the_model_would_crop_are_refused(tmp_path):
@@ -593,6 +603,8 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path):
     for step, whole in ((9, True), (10, True), (11, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if whole:
+            for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+                (tmp_path / f"checkpoint-{step}" / name).touch()
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
     assert checkpoint_to_resume(tmp_path, True) == str(tmp_path / "checkpoint-10")
     assert checkpoint_to_resume(tmp_path, str(tmp_path / "checkpoint-9")) == str(tmp_path / "checkpoint-9")

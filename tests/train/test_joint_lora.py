@@ -1,6 +1,7 @@
 """Fine-tuning on own videos with LoRA: what is trained, what is written, how a run goes on."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import call_metric
 from transformers import TrainerCallback
 
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.processing.processing_vidllm import VidLLMProcessor
-from vidllm.train.initialise import build_untrained, initialise, save_checkpoint
+from vidllm.train.initialise import build_untrained, initialise
 from vidllm.train.joint import train_joint
 from vidllm.train.lora import add_lora
 from vidllm.train.recipes import LoraSettings, chosen_recipe
@@ -25,6 +27,12 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base") / "model"
     initialise("vidllm-tiny", folder, seed=11)
     return folder
+
+
+@pytest.fixture(scope="module")
+def metric_base(base, tmp_path_factory):
+    """The same checkpoint, but it gives metres."""
+    return call_metric(shutil.copytree(base, tmp_path_factory.mktemp("metric_base") / "model"))
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +75,9 @@ def recipe_of(base, data, *settings):
 
 
 @pytest.fixture(scope="module")
-def run(base, data, tmp_path_factory):
+def run(metric_base, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("lora") / "run"
-    trainer = train_joint(recipe_of(base, data, "lora.dropout=0.1"), out, use_cpu=True)
+    trainer = train_joint(recipe_of(metric_base, data, "lora.dropout=0.1"), out, use_cpu=True)
     return out, trainer
 
 
@@ -85,11 +93,11 @@ def logits(model, processor):
     return output.logits, output.grounding.boxes, scene.reconstruction.depth
 
 
-def test_adapter_on_the_base_equals_the_merged_folder(base, run):
+def test_adapter_on_the_base_equals_the_merged_folder(metric_base, run):
     out, _ = run
     processor = VidLLMProcessor.from_pretrained(out)
     merged = logits(VidLLMForConditionalGeneration.from_pretrained(out), processor)
-    model = VidLLMForConditionalGeneration.from_pretrained(base)
+    model = VidLLMForConditionalGeneration.from_pretrained(metric_base)
     untrained = logits(model, processor)
     adapted = PeftModel.from_pretrained(model, str(out / "adapter")).eval()
     for with_adapter, whole in zip(logits(adapted.get_base_model(), processor), merged, strict=True):
@@ -118,16 +126,14 @@ def test_what_is_trained(base, run):
         assert set(rows) <= {config.loc_token_id, config.coord_token_id}, name
     for name in sorted(changed - language - {"model.language_model.embed_tokens.weight", "lm_head.weight"}):
         assert name.split(".")[1] in {"adapter", "scene_tokens", "point_embedding", "grounding"}
-    # clips without cameras and depth teach no geometry and no metres
-    assert not VidLLMForConditionalGeneration.from_pretrained(out).config.is_metric
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(base, data, run, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(metric_base, data, run, tmp_path):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == 2
 
-    recipe = recipe_of(base, data, "lora.dropout=0.1")
+    recipe = recipe_of(metric_base, data, "lora.dropout=0.1")
     train_joint(recipe, tmp_path / "run", use_cpu=True, callbacks=[Stop()])
     train_joint(recipe, tmp_path / "run", use_cpu=True, resume=True)
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
@@ -144,16 +150,6 @@ WITHOUT_GEOMETRY = r"train_only=lora_|trainable_tokens|\.(adapter|scene_tokens|p
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("rooms_of_debug")
-
-
-@pytest.fixture(scope="module")
-def metric_base(base, tmp_path_factory):
-    """A checkpoint that gives metres."""
-    model = VidLLMForConditionalGeneration.from_pretrained(base)
-    model.config.is_metric = True
-    folder = tmp_path_factory.mktemp("metric_base") / "model"
-    save_checkpoint(model, VidLLMProcessor.from_pretrained(base), folder)
-    return folder
 
 
 def assert_adapter_is_merged(base, out):
@@ -180,13 +176,22 @@ def test_on_rooms_adapter_and_base_that_gives_metres_are_the_merged_model(metric
     assert any("grounding" in name for name in kept)
 
 
-def test_geometry_that_is_not_trained_leaves_lengths_relative_and_the_adapter_small(base, cache, tmp_path):
-    out = tmp_path / "run"
-    train_joint(
-        chosen_recipe("debug", [*ROOMS, f"model={base}", f"rooms_cache={cache}", WITHOUT_GEOMETRY]), out, use_cpu=True
-    )
-    assert not json.loads((out / "config.json").read_text())["is_metric"]
-    assert_adapter_is_merged(base, out)
+def test_boxes_in_metres_are_refused_where_nothing_gives_metres(base, data, cache, tmp_path):
+    rooms = chosen_recipe("debug", [*ROOMS, f"model={base}", f"rooms_cache={cache}", WITHOUT_GEOMETRY])
+    for recipe, number in ((recipe_of(base, data), 1), (rooms, 6)):
+        with pytest.raises(
+            ValueError, match=f"wanted a model that gives metres .*; got a relative one and {number} such"
+        ):
+            train_joint(recipe, tmp_path / "run", use_cpu=True)
+    assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_clips_that_are_only_talked_about_need_no_metres_and_teach_none(base, data, tmp_path):
+    spoken = data.with_name("spoken.jsonl")
+    spoken.write_text("".join(line + "\n" for line in data.read_text().splitlines() if '"boxes"' not in line))
+    train_joint(recipe_of(base, spoken, "steps=1"), tmp_path / "run", use_cpu=True)
+    assert not json.loads((tmp_path / "run" / "config.json").read_text())["is_metric"]
+    assert_adapter_is_merged(base, tmp_path / "run")
 
 
 def test_metres_that_a_run_teaches_are_in_the_merged_model_and_no_adapter_is_left_without_them(

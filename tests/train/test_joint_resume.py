@@ -234,7 +234,7 @@ def test_time_that_is_left_is_printed_but_not_in_the_log(cache, tmp_path, capsys
 
 
 def test_what_is_trained_is_said_before_the_run(cache, tmp_path, caplog):
-    settings = [*SETTINGS, f"rooms_cache={cache}", "steps=1", "train_only=grounding|lm_head"]
+    settings = [*SETTINGS, f"rooms_cache={cache}", "steps=1", "train_only=metric_depth|lm_head"]
     with caplog.at_level(logging.INFO, "vidllm.train"):
         trainer = train_joint(chosen_recipe("debug", settings), tmp_path / "run", use_cpu=True)
     (table,) = [record.message for record in caplog.records if "what is trained" in record.message]
@@ -244,7 +244,7 @@ def test_what_is_trained_is_said_before_the_run(cache, tmp_path, caplog):
     model = trainer.model
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert rows["together"] == [trained, sum(p.numel() for p in model.parameters()) - trained]
-    assert [name for name, (learned, _) in rows.items() if learned] == ["grounding", "lm_head", "together"]
+    assert [name for name, (learned, _) in rows.items() if learned] == ["metric_depth", "lm_head", "together"]
     assert rows["encoder"][1] == sum(p.numel() for p in model.model.encoder.parameters())
     assert table.splitlines()[-1].startswith("frozen because no output depends on them: model.encoder.")
 

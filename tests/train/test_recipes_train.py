@@ -5,6 +5,7 @@ import re
 import datasets
 import pytest
 import torch
+from tiny import call_metric
 from transformers import TrainerCallback
 
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
@@ -108,6 +109,7 @@ def places(tmp_path_factory):
     torch.manual_seed(11)
     wide = VidLLMForConditionalGeneration(preset("vidllm-tiny").config(vision_config={"hidden_size": 48}))
     save_checkpoint(wide, build_untrained("vidllm-tiny")[1], root / "base")
+    call_metric(root / "base")
     datasets.disable_progress_bars()
     return {"root": root, "clips": write_clips(root / "clips", questions=[("How many?", "two"), ("What?", "a wall")])}
 

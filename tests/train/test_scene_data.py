@@ -14,6 +14,8 @@ from vidllm.processing.benchmarks.proposals import SceneProposals
 from vidllm.processing.samples import Sample
 from vidllm.train.collator import VidLLMCollator
 from vidllm.train.initialise import build_untrained
+from vidllm.train.joint import train_joint
+from vidllm.train.recipes import chosen_recipe
 from vidllm.train.scene_data import SceneCollator, SceneDataset, SceneVisit, SceneVisits
 
 from .own_clips import write_clips
@@ -45,6 +47,38 @@ def test_an_item_is_one_scene_with_some_of_its_prompts(scenes, rooms_rows):
     assert scenes.has_depth
     whole = SceneDataset(rooms_rows, prompts_per_scene=0, num_frames=FRAMES)
     assert sum(len(whole[number]) for number in range(3)) == sum(map(len, rooms_rows.values()))
+
+
+def test_the_reconstruction_is_held_by_cameras_and_depth_of_one_scene(rooms_rows, tmp_path):
+    path = write_clips(tmp_path / "clips", with_box=False)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    # one with poses, which teach nothing without depth
+    lines[1]["poses"] = "clip1.tum"
+    (path.parent / "clip1.tum").write_text("".join(f"{i} {0.1 * i} 0 0 0 0 0 1\n" for i in range(3)))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    clips = SceneDataset(
+        {"jsonl": load_benchmark("jsonl", path, "train", cache_dir=tmp_path / "cache")}, 2, num_frames=3
+    )
+    assert (clips.has_poses, clips.has_depth, clips.has_geometry, clips.num_placed) == (True, False, False, 0)
+    rooms = SceneDataset(rooms_rows, 2, num_frames=FRAMES)
+    assert (rooms.has_poses, rooms.has_depth, rooms.has_geometry) == (True, True, True)
+    assert rooms.num_placed == len(rooms_rows["scanrefer"]) + len(rooms_rows["scan2cap"])
+
+
+def test_poses_without_depth_move_no_part_that_they_do_not_teach(tmp_path, caplog):
+    """Weight decay would wear it down; see `freeze_for_joint`."""
+    path = write_clips(tmp_path / "clips", with_box=False)
+    lines = [{**json.loads(line), "poses": "all.tum"} for line in path.read_text().splitlines()]
+    (path.parent / "all.tum").write_text("".join(f"{i} {0.1 * i} 0 0 0 0 0 1\n" for i in range(3)))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = build_untrained("vidllm-tiny")[0].state_dict()
+    settings = ["steps=2", "dense_labels=0", "weight_decay=0.5", "learning_rate=1e-2", "model=vidllm-tiny", "seed=0"]
+    trainer = train_joint(chosen_recipe("debug", settings, data=str(path)), tmp_path / "run", use_cpu=True)
+    after = trainer.model.state_dict()
+    moved = {name.split(".")[1] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert "language_model" in moved
+    assert not moved & {"reconstruction", "metric_depth"}
+    assert "debug: cameras teach nothing without depth, and no scene has both" in caplog.text
 
 
 def test_every_prompt_comes_once_before_one_comes_twice(scenes, rooms_rows):

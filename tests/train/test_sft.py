@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import call_metric
 from transformers import TrainerCallback, TrainingArguments
 from trl import SFTConfig
 
@@ -26,6 +27,7 @@ def places(tmp_path_factory):
     """A checkpoint, and two clips with three questions and a box."""
     root = tmp_path_factory.mktemp("sft")
     initialise("vidllm-tiny", root / "model", seed=11)
+    call_metric(root / "model")
     rng = np.random.default_rng(0)
     lines = []
     for clip in range(2):

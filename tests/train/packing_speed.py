@@ -47,6 +47,8 @@ def batches_of(rows, processor, videos, questions, frames):
 def trainer_of(preset, folder, freeze_encoder=True):
     """A joint trainer of a fresh model."""
     model, processor = build_untrained(preset, seed=4)
+    # some prompts are about boxes, in metres
+    model.config.is_metric = True
     args = TrainingArguments(
         output_dir=str(folder), use_cpu=not torch.cuda.is_available(), max_steps=100, remove_unused_columns=False, report_to="none",
         disable_tqdm=True, dataloader_pin_memory=False, save_strategy="no", learning_rate=1e-4, weight_decay=0.05,

@@ -4,7 +4,7 @@ Both step at one learning rate: Muon's updates are scaled to the size that AdamW
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -65,6 +65,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for which, part in self._parts:
             part.param_groups = [group for group in self.param_groups if group[IS_MUON] is which]
             part.state = self.state
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:

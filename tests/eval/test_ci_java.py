@@ -21,7 +21,7 @@ def program(path, lines):
 @pytest.mark.parametrize(
     ("python", "code", "said", "made"),
     [
-        ("echo", 0, "run (openjdk 17)", ["install", "test"]),
+        ("echo", 0, "run (openjdk 17)", ["install", "types", "test"]),
         ("echo no table", 1, "NOT RUN, and they must: no table", ["install"]),
         ("exit 3", 1, "NOT RUN, and they must: the check itself failed", ["install"]),
     ],

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 
-# From the root, from a home folder, or from a drive; an address on the net, `owner/name` and `1/2` are none.
-_PATH = re.compile(r"(?<![\w.~$}/:\\-])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"`,;]+[/\\])*([^\s/\\'\"`,;]+)")
+# From the root, from a home folder, from a drive or a share; an address on the net, `owner/name`, `1/2` and the `\.` of an expression are none.
+_PATH = re.compile(r"(?<![\w.~$}/:\\-])(?:/|~[/\\]|[A-Za-z]:[/\\]|\\\\)(?:[^\s/\\'\"`,;]+[/\\])*([^\s/\\'\"`,;]+)")
 
 
 def without_places(value: Any) -> Any:

@@ -22,8 +22,9 @@ from vidllm.eval.results import read_results, table_rows
 from vidllm.eval.run import run_evaluation
 from vidllm.eval.work import EVAL_BENCHMARKS
 from vidllm.processing.video_reading_vidllm import VidLLMInputError
+from vidllm.train.distill_recipes import DISTILL_RECIPES
 from vidllm.train.initialise import initialise
-from vidllm.train.recipes import debug, nano_lora, plain
+from vidllm.train.recipes import RECIPES, debug, nano_lora, plain
 
 
 @pytest.fixture(scope="module")
@@ -364,6 +365,14 @@ def test_paths_keep_their_last_part():
         "a": "rooms/", "b": ["vidllm eval --out z.json 'q' a/b owner/name https://x.org/a/b", 3.5, None],
         "c": "one", "d": "two", "e": "m/s, 1/2",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *DISTILL_RECIPES])
+def test_a_recipe_has_no_places_and_comes_out_as_it_is(name):
+    """Expressions of parameter names hold backslashes; a card that loses them tells of another training."""
+    chosen = plain({**RECIPES, **DISTILL_RECIPES}[name]())
+    assert without_places(chosen) == json.loads(json.dumps(chosen))
+    assert without_places("\\\\server\\share\\three") == "three"
 
 
 def test_a_log_that_is_none_is_named(tmp_path):

@@ -480,7 +480,10 @@ class CountedTrainer(Trainer):
         return made
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load moments and the place in the schedule; rates, decays and betas stay this run's, which the states would replace in silence."""
+        """Load moments and the place in the schedule; rates, decays and betas stay this run's, which the states would replace in silence.
+
+        DeepSpeed loads its optimizer elsewhere, with the rates that it had.
+        """
         if checkpoint is None or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return

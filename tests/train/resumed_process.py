@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from transformers import TrainerCallback
+from stop_at import StopAt
 
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
 from vidllm.train import joint
@@ -16,16 +16,6 @@ SETTINGS = [
     "steps=5", "save_every=3", "keep_checkpoints=9", "prompts_per_scene=2", "optimizer=muon", "precision=bfloat16", "workers=1",
     "held_out.every=2", "held_out.scenes=2", "dense_labels=1", "loc_labels=0.5", "dense_matching=1", "freeze_encoder=false", "clip=1",
 ]  # fmt: skip
-
-
-class StopAt(TrainerCallback):
-    """As if the run had been killed after a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.step
 
 
 def centred_model(chosen, four_bits=False):

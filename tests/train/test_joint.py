@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vidllm.modeling_vidllm.modeling_vidllm import VidLLMForConditionalGeneration
@@ -25,6 +25,7 @@ from vidllm.train.run_folder import checkpoint_to_resume
 from vidllm.train.scene_data import SceneCollator, SceneDataset, SceneVisit, SceneVisits
 
 from . import joint_process
+from .stop_at import StopAt
 from .two_processes import run_two_processes
 
 
@@ -88,16 +89,6 @@ def test_two_processes_of_four_are_one_of_eight(eight, cache, tmp_path):
         facts = json.loads((tmp_path / "run" / f"process-{rank}.json").read_text())
         assert facts == {"world_size": 2, "wrapped": "DistributedDataParallel"}
     assert_same_run(tmp_path / "run", eight)
-
-
-class StopAt(TrainerCallback):
-    """As if the run had been killed after a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.step
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -18,6 +18,8 @@ from vidllm.train.parameter_table import parameter_table
 from vidllm.train.recipes import chosen_recipe
 from vidllm.train.run_folder import check_processes, checkpoint_to_resume
 
+from .stop_at import StopAt
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory")
 SETTINGS = ["steps=3", "save_every=1", "keep_checkpoints=3", "dense_labels=0", "prompts_per_scene=2"]
@@ -39,16 +41,6 @@ def whole(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
     train_joint(recipe, out, use_cpu=True)
     return out
-
-
-class StopAt(TrainerCallback):
-    """As if the run had been killed after a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.step
 
 
 class Killed(TrainerCallback):

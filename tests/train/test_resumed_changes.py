@@ -3,12 +3,12 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LambdaLR, StepLR
-from transformers import TrainerCallback
 
 from vidllm.train.joint import train_joint
 from vidllm.train.muon import MuonWithAdamW
@@ -16,22 +16,13 @@ from vidllm.train.recipes import chosen_recipe
 from vidllm.train.resumed_optimizer import keeping_settings
 from vidllm.train.run_folder import checkpoint_to_resume
 
-from . import resumed_process
 from .own_clips import write_clips
+from .stop_at import StopAt
 from .two_processes import run_two_processes
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory")
-
-
-class StopAt(TrainerCallback):
-    """As if the run had been killed after a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.step
+PROCESS = Path(__file__).with_name("resumed_process.py")
 
 
 def log_of(out):
@@ -196,7 +187,7 @@ def test_rows_that_are_others_when_a_run_goes_on_are_told(tmp_path, caplog):
 def test_two_processes_that_step_with_muon_in_half_precision_go_on_bit_for_bit(tmp_path):
     """With a worker for the data, every loss of `nano`, and looks at held-out rooms in between."""
     for name, stop, resume in (("whole", 9, 0), ("parts", 3, 0), ("parts", 9, 1)):
-        said, codes = run_two_processes(resumed_process.__file__, tmp_path / name, tmp_path / "rooms", stop, resume)
+        said, codes = run_two_processes(PROCESS, tmp_path / name, tmp_path / "rooms", stop, resume)
         assert codes == [0, 0], said
     wanted, got = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert set(wanted) == set(got)
